@@ -1,0 +1,242 @@
+"""What the columns of a log are: `schema.json`.
+
+A schema declares each column's name, dtype, shape, role and default hashing, and the behavior levels that the label
+columns make. It is all that training needs to know about a log.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hm3_tf.errors import ConfigError, did_you_mean
+
+DTYPES = ("int64", "string", "float")
+ROLES = ("feature", "behavior", "weight", "group", "ignored", "truth")
+SCALAR: tuple[int | None, ...] = ()
+VARIABLE: tuple[int | None, ...] = (None,)
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Hashing:
+    """Default hashing of an id or category column.
+
+    Attributes:
+      buckets: Rows of the embedding table, the row for missing values included.
+      salt: Seeds the hash; default the table's name.
+      table: Name of the embedding table; default the column's. Columns that name one table share it.
+      combiner: `mean` or `sum`, for columns of several values.
+    """
+
+    buckets: int
+    salt: str = ""
+    table: str = ""
+    combiner: str = "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of the log.
+
+    Attributes:
+      name: Its name in the records.
+      dtype: `int64`, `string` or `float` (float32).
+      role: `feature` (an input), `behavior` (a label), `weight` (of the row, at most one column), `group` (metrics are
+        grouped by it; an input too if it declares hashing), `truth` (of a simulator, never an input) or `ignored`.
+      shape: () for one value a row, (n,) for n of them, (None,) for any number.
+      max_length: Of a variable-length column: values beyond it are cut off when the column is an input.
+      hashing: Default hashing; an int64 or string input needs it.
+
+    Raises:
+      ConfigError: The declaration contradicts itself.
+    """
+
+    name: str
+    dtype: str
+    role: str = "feature"
+    shape: tuple[int | None, ...] = SCALAR
+    max_length: int | None = None
+    hashing: Hashing | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        problem = self._problem()
+        if problem:
+            raise ConfigError(f"schema: column {self.name!r}: {problem}")
+
+    def _problem(self) -> str:
+        if self.dtype not in DTYPES:
+            return f"expected a dtype of {DTYPES}, got {self.dtype!r}; {did_you_mean(self.dtype, DTYPES)}"
+        if self.role not in ROLES:
+            return f"expected a role of {ROLES}, got {self.role!r}; {did_you_mean(self.role, ROLES)}"
+        if len(self.shape) > 1 or any(n is not None and n < 1 for n in self.shape):
+            return f"expected the shape [], [n] or [null], got {list(self.shape)}"
+        if self.role in ("behavior", "weight", "group") and self.shape != SCALAR:
+            return f"expected one value a row for role {self.role!r}, got the shape {list(self.shape)}"
+        if self.role == "weight" and self.dtype == "string":
+            return "expected a number for role 'weight', got dtype 'string'"
+        if self.dtype == "float" and self.hashing is not None:
+            return "expected no hashing for dtype 'float'; store ids as int64 or string"
+        if self.role == "feature" and self.dtype != "float" and self.hashing is None:
+            return f'expected "hashing": {{"buckets": n}} for a feature of dtype {self.dtype!r}, got none'
+        if self.shape == VARIABLE and self.is_input and (self.max_length is None or self.max_length < 1):
+            return f"expected a positive max_length for a variable-length input, got {self.max_length}"
+        if self.shape == VARIABLE and self.is_input and self.dtype == "float":
+            return "expected a fixed length for a numeric input, got a variable one"
+        return ""
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the column can be an input of the network."""
+        return self.role == "feature" or (self.role == "group" and self.hashing is not None)
+
+    @property
+    def length(self) -> int | None:
+        """Values a row as an input: None for one, else the fixed length or `max_length`."""
+        return None if self.shape == SCALAR else (self.shape[0] or self.max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A behavior level as the label columns give it.
+
+    Attributes:
+      name: Name of the level, as behavior graphs use it.
+      any_of: Behavior columns; the level happened where one of them holds one of `values`, or is positive.
+      values: Values that count, for a column that codes several outcomes (`label in {4, 5}` is a purchase).
+      gate: Whether no later level can happen unless this one did.
+    """
+
+    name: str
+    any_of: tuple[str, ...]
+    values: tuple[int, ...] = ()
+    gate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """The columns of a log and the levels of its labels.
+
+    Attributes:
+      columns: All columns of the records that may be read.
+      levels: The levels in the order of their hierarchy.
+
+    Raises:
+      ConfigError: A name stands twice, or a level names a column that is not a numeric behavior column.
+    """
+
+    columns: tuple[Column, ...]
+    levels: tuple[Level, ...]
+
+    def __post_init__(self) -> None:
+        for kind, names in (("columns", [c.name for c in self.columns]), ("levels", [v.name for v in self.levels])):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ConfigError(f"schema: expected {kind} with names of their own, got twice: {twice}")
+        if not self.levels:
+            raise ConfigError("schema: expected at least one behavior level, got none")
+        weights = [column.name for column in self.columns if column.role == "weight"]
+        if len(weights) > 1:
+            raise ConfigError(f"schema: expected at most one column of role 'weight', got {weights}")
+        for level in self.levels:
+            self._check_level(level)
+
+    def _check_level(self, level: Level) -> None:
+        if not level.any_of:
+            raise ConfigError(f"schema: level {level.name!r}: expected the columns it is any of, got none")
+        for name in level.any_of:
+            column = self.column(name, where=f"schema: level {level.name!r}")
+            if column.role != "behavior" or column.dtype == "string":
+                raise ConfigError(
+                    f"schema: level {level.name!r}: expected a numeric column of role 'behavior', got {name!r} of "
+                    f"role {column.role!r} and dtype {column.dtype!r}"
+                )
+
+    def column(self, name: str, where: str = "schema") -> Column:
+        """Returns a column by name.
+
+        Args:
+          name: Name of the column.
+          where: Where it was asked for, for the error.
+
+        Returns:
+          The column.
+
+        Raises:
+          ConfigError: There is none of that name.
+        """
+        for column in self.columns:
+            if column.name == name:
+                return column
+        known = [column.name for column in self.columns]
+        raise ConfigError(f"{where}: expected a column of the schema, got {name!r}; {did_you_mean(name, known)}")
+
+    def with_role(self, *roles: str) -> tuple[Column, ...]:
+        """Returns the columns of the given roles, in order."""
+        return tuple(column for column in self.columns if column.role in roles)
+
+    @property
+    def inputs(self) -> tuple[Column, ...]:
+        """The columns that can be inputs of the network, in order."""
+        return tuple(column for column in self.columns if column.is_input)
+
+
+def to_json(schema: Schema) -> str:
+    """Returns `schema.json` of a schema: fields at their default are left out."""
+    columns = [_without_defaults(column) for column in schema.columns]
+    levels = [_without_defaults(level) for level in schema.levels]
+    return json.dumps({"version": FORMAT_VERSION, "columns": columns, "levels": levels}, indent=1)
+
+
+def _without_defaults(value: Any) -> dict[str, Any]:
+    fields = {f.name: (f.default, getattr(value, f.name)) for f in dataclasses.fields(value)}
+    present = {name: item for name, (default, item) in fields.items() if item != default}
+    return {name: _without_defaults(v) if isinstance(v, Hashing) else v for name, v in present.items()}
+
+
+def from_json(text: str, path: str = "schema.json") -> Schema:
+    """Returns the schema of a `schema.json`.
+
+    Args:
+      text: The file's text.
+      path: Its path, for errors.
+
+    Returns:
+      The checked schema.
+
+    Raises:
+      ConfigError: The text is not JSON, a field is missing or unknown, or the schema contradicts itself.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(data, dict) or data.get("version") != FORMAT_VERSION:
+        found = data.get("version") if isinstance(data, dict) else type(data).__name__
+        raise ConfigError(f'{path}: expected {{"version": {FORMAT_VERSION}, "columns", "levels"}}, got {found!r}')
+    try:
+        columns = tuple(_column(item, path) for item in data.get("columns", ()))
+        levels = tuple(_build(Level, item, path, "level", ("any_of", "values")) for item in data.get("levels", ()))
+        return Schema(columns, levels)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _column(item: Mapping[str, Any], path: str) -> Column:
+    if isinstance(item, dict) and isinstance(item.get("hashing"), dict):
+        item = {**item, "hashing": _build(Hashing, item["hashing"], path, "hashing")}
+    return _build(Column, item, path, "column", ("shape",))
+
+
+def _build(cls: type, item: Any, path: str, kind: str, tuples: Iterable[str] = ()) -> Any:
+    if not isinstance(item, dict):
+        raise ConfigError(f"expected an object for each {kind}, got {item!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in item:
+        if key not in fields:
+            raise ConfigError(f"{kind} {item.get('name', '')!r}: unknown field {key!r}; {did_you_mean(key, fields)}")
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in item]
+    if missing:
+        raise ConfigError(f"{kind} {item.get('name', '')!r}: expected the fields {missing}, got {sorted(item)}")
+    return cls(**{key: tuple(value) if key in tuples else value for key, value in item.items()})

@@ -1,0 +1,118 @@
+"""The methods of the paper's Table 3 as constants: each is its behavior graph, nothing else.
+
+A funnel of one's own is a `Method` with another graph; no code below this file asks for a method's name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from hm3_tf.behavior_graph import IMPRESSION, Behavior, BehaviorGraph
+from hm3_tf.errors import ConfigError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method: the chains it models and the labels it merges.
+
+    Attributes:
+      name: What `model.method` of a config calls it.
+      citation: Where it was published.
+      graphs: Its chains. One chain is trained as one network; several are trained as separate networks that share
+        nothing, each on the rows of its own root, which is a level of the chain before it.
+      merged_levels: Levels that are the union of levels of the data: {level: levels that it merges}.
+
+    Raises:
+      ConfigError: The first chain does not start at the impression, or a later one not at the end of the one before.
+    """
+
+    name: str
+    citation: str
+    graphs: tuple[BehaviorGraph, ...]
+    merged_levels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        roots = [graph.root for graph in self.graphs]
+        expected = [IMPRESSION, *(graph.levels[-1] for graph in self.graphs[:-1])]
+        if roots != expected:
+            raise ConfigError(f"method {self.name!r}: expected graphs with the roots {expected}, got {roots}")
+        if len(self.levels) < 2:
+            raise ConfigError(
+                f"method {self.name!r}: expected at least two levels (a click and a conversion), got {self.levels}"
+            )
+
+    @property
+    def graph(self) -> BehaviorGraph:
+        """The chain of a method that has one.
+
+        Raises:
+          ConfigError: The method trains several networks (BASE).
+        """
+        if len(self.graphs) > 1:
+            raise ConfigError(f"method {self.name!r} has {len(self.graphs)} graphs: see its `graphs`")
+        return self.graphs[0]
+
+    @property
+    def click_graph(self) -> BehaviorGraph:
+        """The chain that starts at the impression (BASE: impression to click)."""
+        return self.graphs[0]
+
+    @property
+    def purchase_graph(self) -> BehaviorGraph:
+        """The chain that ends at the conversion (BASE: click to purchase)."""
+        return self.graphs[-1]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """All levels in order; the first is the click, the last the conversion."""
+        return tuple(level for graph in self.graphs for level in graph.levels)
+
+
+_CLICK = Behavior("click", gate=True)
+_D_MI = Behavior("d_mi")
+_D_MA = Behavior("d_ma")
+_D_ACTION = Behavior("d_action")
+_PURCHASE = Behavior("purchase")
+
+BASE = Method(
+    "base",
+    "HM3 (Wen et al., SIGIR 2021), Section 3.1.2: separate CTR and CVR networks",
+    (BehaviorGraph((_CLICK,)), BehaviorGraph((_PURCHASE,), root="click")),
+)
+ESMM = Method("esmm", "Ma et al., SIGIR 2018", (BehaviorGraph((_CLICK, _PURCHASE)),))
+ESM2 = Method("esm2", "Wen et al., SIGIR 2020", (BehaviorGraph((_CLICK, _D_MA, _PURCHASE)),))
+ESM2_MI = Method(
+    "esm2_mi",
+    "HM3 (Wen et al., SIGIR 2021), Section 3.1.2",
+    (BehaviorGraph((_CLICK, _D_ACTION, _PURCHASE)),),
+    MappingProxyType({"d_action": ("d_mi", "d_ma")}),
+)
+HM3 = Method(
+    "hm3", "Wen et al., SIGIR 2021, Eq. 1-4 and Figure 1(b)", (BehaviorGraph((_CLICK, _D_MI, _D_MA, _PURCHASE)),)
+)
+HM3_R = Method(
+    "hm3_r",
+    "HM3 (Wen et al., SIGIR 2021), Section 3.1.2: HM3 with macro before micro",
+    (BehaviorGraph((_CLICK, _D_MA, _D_MI, _PURCHASE)),),
+)
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {method.name: method for method in (BASE, ESMM, ESM2, ESM2_MI, HM3, HM3_R)}
+)
+
+
+def get_method(name: str) -> Method:
+    """Returns the method of the paper with that name.
+
+    Args:
+      name: One of `METHODS`.
+
+    Returns:
+      The method.
+
+    Raises:
+      ConfigError: No method has that name.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"model.method: expected a method, got {name!r}; {did_you_mean(name, METHODS)}")
+    return METHODS[name]

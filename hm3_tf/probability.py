@@ -1,0 +1,81 @@
+"""The probabilities of a behavior graph from its towers, in log space.
+
+Purchases are 0.1 % of impressions: probabilities are never clipped, and log(1 - P) is carried beside log P.
+"""
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from hm3_tf.behavior_graph import BehaviorGraph
+from hm3_tf.errors import did_you_mean
+
+_LOG_HALF = -0.6931472
+
+
+def log_bernoulli(logit: tf.Tensor) -> tf.Tensor:
+    """Returns (log P, log(1 - P)) of the event with these log-odds.
+
+    Args:
+      logit: float32 [batch], unbounded.
+
+    Returns:
+      float32 [batch, 2], natural logarithms.
+    """
+    return tf.stack([tf.math.log_sigmoid(logit), tf.math.log_sigmoid(-logit)], axis=-1)
+
+
+def _normalize(log_p: tf.Tensor, log_not_p: tf.Tensor) -> tf.Tensor:
+    """Returns the pair [batch, 2], the larger recomputed from the smaller, which alone is exact in relative terms."""
+    rare = log_p < log_not_p
+    smaller = tf.where(rare, log_p, log_not_p)
+    larger = tf.math.log1p(-tf.exp(tf.minimum(smaller, _LOG_HALF)))
+    return tf.stack([tf.where(rare, smaller, larger), tf.where(rare, larger, smaller)], axis=-1)
+
+
+def _logits(edges: tuple[str, ...], edge_logits: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+    for edge in edges:
+        if edge not in edge_logits:
+            raise ValueError(f"expected a logit for edge {edge!r}, got none; {did_you_mean(edge, edge_logits)}")
+    return [edge_logits[edge] for edge in edges]
+
+
+def log_probs(
+    graph: BehaviorGraph, edge_logits: Mapping[str, tf.Tensor], given: str | None = None
+) -> dict[str, tf.Tensor]:
+    """Returns the log-probability of every level of `graph` after `given`.
+
+    Forward recursion of the chain in log space (HM3, Eq. 1-4; docs/paper_map.md). Carries log(1 - P) beside log P, so
+    no epsilon is needed. Within the levels since the last gate the recursion runs on probabilities given that gate.
+
+    Args:
+      graph: The behavior chain; its `edges` name the logits.
+      edge_logits: {edge name: float32 [batch]}, unbounded.
+      given: Level to condition on: the recursion starts where it happened. Default the graph's root.
+
+    Returns:
+      {level: float32 [batch, 2]}, natural-log (P, 1 - P), each <= 0, for the levels after `given`.
+
+    Raises:
+      ValueError: An edge has no logit, or `given` is not a level.
+    """
+    start = 0 if given is None or given == graph.root else graph.index(given) + 1
+    result: dict[str, tf.Tensor] = {}
+    gate = state = None  # (log P, log(1 - P)) of the last gate, and of the last level given that gate
+    for transition in graph.transitions[start:]:
+        logits = _logits(transition.edges, edge_logits)
+        if transition.follows_gate and result:
+            gate, state = result[previous], None
+        if state is None or len(logits) == 1:
+            state = log_bernoulli(logits[0])
+        else:
+            edges = tf.stack([log_bernoulli(logit) for logit in logits], axis=-2)
+            state = tf.reduce_logsumexp(state[..., tf.newaxis] + edges, axis=-2)
+        if gate is None:
+            result[transition.level] = _normalize(state[..., 0], state[..., 1])
+        else:
+            happened = gate[..., 0] + state[..., 0]
+            stopped = tf.stack([gate[..., 1], gate[..., 0] + state[..., 1]], axis=-1)
+            result[transition.level] = _normalize(happened, tf.reduce_logsumexp(stopped, axis=-1))
+        previous = transition.level
+    return result
