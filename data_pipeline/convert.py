@@ -1,0 +1,270 @@
+"""Raw logs to a data folder: TFRecord shards a split, `schema.json` and `statistics.json`."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_pipeline import labels as label_rules
+from data_pipeline import schema as schemas
+from data_pipeline import statistics as stats
+from data_pipeline import storage
+from data_pipeline.records import arrow_type, flat_values
+from data_pipeline.schema import Column, Schema
+from data_pipeline.sources.base import Source, SourceBatch
+from data_pipeline.write import SplitWriter, check_record_format
+from hm3_tf.errors import DataError, UsageError, did_you_mean
+from hm3_tf.progress import Progress
+
+SPLITS = ("train", "validation", "test")
+SCHEMA_FILE = "schema.json"
+STATISTICS_FILE = "statistics.json"
+_BUCKETS_A_VALUE = 5  # hash buckets for each distinct value: about a fifth of the values share theirs with another
+_LEAST_BUCKETS, _MOST_BUCKETS = 1_000, 2**22
+
+SplitRule = Callable[[pa.RecordBatch], np.ndarray]
+
+
+def fraction_rule(fractions: tuple[float, ...], seed: int) -> SplitRule:
+    """Returns the rule that draws a split for each row: int [rows], 0 train, 1 validation, 2 test.
+
+    Args:
+      fractions: Shares of train, validation and test.
+      seed: Seed of the draw, which depends on the order of the rows only.
+
+    Returns:
+      The rule.
+    """
+    generator = np.random.default_rng(seed)
+    bounds = np.cumsum(fractions)[:-1]
+    return lambda rows: np.searchsorted(bounds, generator.random(rows.num_rows), side="right")
+
+
+def threshold_rule(column: str, validation: object, test: object) -> SplitRule:
+    """Returns the rule by a column that orders the rows: validation from the first value, test from the second.
+
+    Args:
+      column: Name of the column; a date as 20220502, "2022-05-02" or a date or time type, where the values are dates.
+      validation: First value of the validation split.
+      test: First value of the test split.
+
+    Returns:
+      The rule: int [rows], 0 train, 1 validation, 2 test.
+
+    Raises:
+      DataError: When run, the column is missing or cannot be compared.
+    """
+
+    def assign(rows: pa.RecordBatch) -> np.ndarray:
+        if column not in rows.schema.names:
+            known = rows.schema.names
+            raise DataError(
+                f"--split: expected the column {column!r} to split by, found none; {did_you_mean(column, known)}; "
+                "see --split_column"
+            )
+        values = rows.column(column)
+        ordered = _dates(values, column) if isinstance(validation, np.datetime64) else values.to_numpy()
+        return (ordered >= validation).astype(np.int64) + (ordered >= test)
+
+    return assign
+
+
+def _dates(values: pa.Array, column: str) -> np.ndarray:
+    try:
+        if not pa.types.is_temporal(values.type):
+            text = pc.replace_substring_regex(pc.cast(values, pa.string()), r"^(\d{4})(\d{2})(\d{2})$", r"\1-\2-\3")
+            values = pc.cast(pc.utf8_slice_codeunits(text, 0, 10), pa.date32())
+        return pc.cast(values, pa.date32()).to_numpy(zero_copy_only=False).astype("datetime64[D]")
+    except pa.ArrowInvalid as error:
+        raise DataError(f"--split: expected dates in column {column!r}, got: {error}") from error
+
+
+def parse_split(text: str, column: str, seed: int) -> SplitRule:
+    """Returns the rule of `--split`.
+
+    Args:
+      text: `date:2022-05-02,2022-05-03` (validation from the first, test from the second) or `fraction:0.8,0.1,0.1`.
+      column: The column of dates.
+      seed: Seed of the fractions.
+
+    Returns:
+      The rule.
+
+    Raises:
+      UsageError: The text is neither.
+    """
+    kind, _, values = text.partition(":")
+    parts = values.split(",")
+    try:
+        if kind == "date" and len(parts) == 2:
+            first, second = (np.datetime64(part.strip(), "D") for part in parts)
+            if first <= second:
+                return threshold_rule(column, first, second)
+        if kind == "fraction" and len(parts) == 3:
+            fractions = tuple(float(part) for part in parts)
+            if min(fractions) >= 0 and abs(sum(fractions) - 1) < 1e-6:
+                return fraction_rule(fractions, seed)
+    except ValueError:
+        pass
+    raise UsageError(
+        "--split: expected date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY or fraction:TRAIN,VALIDATION,TEST "
+        f"(of sum 1), got {text!r}"
+    )
+
+
+@dataclasses.dataclass
+class _Split:
+    writer: SplitWriter
+    statistics: stats.StatisticsBuilder
+
+
+def convert(
+    source: Source,
+    output_dir: str,
+    split: SplitRule,
+    *,
+    nesting: str = "coerce",
+    record_format: str = "packed",
+    total_rows: int | None = None,
+) -> dict[str, stats.SplitStatistics]:
+    """Writes a raw log as a data folder, which appears under its name only when complete.
+
+    Behavior columns are written as they came; readers apply the nesting policy. Under `coerce` rows that break the
+    hierarchy are counted, under `drop` they are counted and left out, under `error` the first one ends the conversion.
+
+    Args:
+      source: The raw log.
+      output_dir: The data folder; it must not exist, or be empty.
+      split: Rule that gives each row its split.
+      nesting: `coerce`, `drop` or `error`.
+      record_format: `packed` or `row`.
+      total_rows: Number of rows, where known, for the progress bar.
+
+    Returns:
+      {split: its statistics}.
+
+    Raises:
+      DataError: A column is missing or of another type, a number is NaN or infinite, or labels break the hierarchy.
+      ConfigError: The policy or the format is unknown.
+      Hm3Error: The folder cannot be written.
+    """
+    label_rules.check_policy(nesting, "--nesting")
+    check_record_format(record_format)
+    storage.open_file_system(output_dir)
+    schema = source.schema
+    with storage.staged_folder(output_dir) as folder, Progress("convert", total_rows) as progress:
+        splits = {name: _open_split(folder, name, schema, record_format) for name in SPLITS}
+        for batch in source.batches():
+            _write_batch(batch, schema, splits, split(batch.rows), nesting)
+            progress.advance(batch.rows.num_rows)
+        for part in splits.values():
+            part.writer.close()
+        results = {name: part.statistics.result() for name, part in splits.items()}
+        storage.write_text(storage.join(folder, SCHEMA_FILE), schemas.to_json(_size(schema, source, results["train"])))
+        storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
+    return results
+
+
+def _open_split(folder: str, name: str, schema: Schema, record_format: str) -> _Split:
+    path = storage.join(folder, name)
+    storage.make_folder(path)
+    return _Split(SplitWriter(path, schema.columns, record_format), stats.StatisticsBuilder(schema))
+
+
+def _write_batch(
+    batch: SourceBatch, schema: Schema, splits: dict[str, _Split], assignment: np.ndarray, nesting: str
+) -> None:
+    rows = pa.RecordBatch.from_pydict({column.name: _typed(batch, column) for column in schema.columns})
+    values = {column.name: flat_values(column, rows.column(column.name)) for column in schema.with_role("behavior")}
+    labels, violations = label_rules.nest(schema.levels, label_rules.raw_flags(schema.levels, values))
+    keep = np.ones(rows.num_rows, bool)
+    if nesting == "error":
+        _refuse_violations(batch, violations)
+    elif nesting == "drop":
+        keep = ~np.any(list(violations.values()), axis=0)
+    for code, part in enumerate(splits.values()):
+        mine = assignment == code
+        part.statistics.add_violations({kind: where & mine for kind, where in violations.items()})
+        mine &= keep
+        if not mine.any():
+            continue
+        kept = rows if mine.all() else rows.filter(pa.array(mine))
+        part.writer.write(kept)
+        columns = {column.name: flat_values(column, kept.column(column.name)) for column in schema.columns}
+        part.statistics.add_rows(columns, {name: label[mine] for name, label in labels.items()})
+
+
+def _refuse_violations(batch: SourceBatch, violations: dict[str, np.ndarray]) -> None:
+    for kind, where in violations.items():
+        if where.any():
+            raise DataError(
+                f"{batch.file}: row {batch.first_row + int(np.argmax(where))}: expected labels that keep the hierarchy, "
+                f"got {kind} ({np.count_nonzero(where)} such rows in this batch); use --nesting=coerce or drop, or mend the log"
+            )
+
+
+def _typed(batch: SourceBatch, column: Column) -> pa.Array:
+    """Returns a column of a raw batch in its `arrow_type`, checked."""
+    names = batch.rows.schema.names
+    if column.name not in names:
+        raise DataError(
+            f"{batch.file}: expected the column {column.name!r} of the schema, found none; "
+            f"{did_you_mean(column.name, names)}"
+        )
+    raw = batch.rows.column(column.name)
+    target = arrow_type(column)
+    try:
+        array = raw if raw.type == target else pc.cast(_text_safe(raw, target), target)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{batch.file}: column {column.name!r}: expected {column.dtype} as the schema says, got {raw.type} in rows "
+            f"{batch.first_row} to {batch.first_row + batch.rows.num_rows - 1} ({error}); mend the schema or the log"
+        ) from error
+    if column.dtype == "float":
+        _refuse_non_finite(batch, column, array)
+    if column.shape and column.shape[0] is not None:
+        _refuse_other_lengths(batch, column, array)
+    return array
+
+
+def _text_safe(raw: pa.Array, target: pa.DataType) -> pa.Array:
+    """Casts numbers to text before bytes: Arrow has no direct cast, and an id column may be either."""
+    return pc.cast(raw, pa.string()) if pa.types.is_binary(target) and not pa.types.is_large_string(raw.type) else raw
+
+
+def _refuse_non_finite(batch: SourceBatch, column: Column, array: pa.Array) -> None:
+    flat = array.flatten() if column.shape else array
+    bad = pc.fill_null(pc.invert(pc.is_finite(flat)), False).to_numpy(zero_copy_only=False)
+    if bad.any():
+        place = int(np.argmax(bad))
+        row = batch.first_row + (place // (column.shape[0] or 1) if column.shape else place)
+        raise DataError(
+            f"{batch.file}: row {row}: column {column.name!r}: expected a finite number or null for a missing one, got "
+            f"{flat[place].as_py()}; mend the log, or give the column the role 'ignored'"
+        )
+
+
+def _refuse_other_lengths(batch: SourceBatch, column: Column, array: pa.Array) -> None:
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    bad = lengths != column.shape[0]
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(
+            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected {column.shape[0]} values as the "
+            f"schema says, got {lengths[row]}"
+        )
+
+
+def _size(schema: Schema, source: Source, train: stats.SplitStatistics) -> Schema:
+    """Returns the schema with the buckets of inferred columns set from the distinct values of the training split."""
+
+    def sized(column: Column) -> Column:
+        if column.name not in source.inferred or column.hashing is None:
+            return column
+        values = train.columns[column.name]["cardinality"]
+        buckets = 1 + min(max(_LEAST_BUCKETS, _BUCKETS_A_VALUE * values), _MOST_BUCKETS)
+        return dataclasses.replace(column, hashing=dataclasses.replace(column.hashing, buckets=buckets))
+
+    return dataclasses.replace(schema, columns=tuple(sized(column) for column in schema.columns))

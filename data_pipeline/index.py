@@ -1,0 +1,191 @@
+"""Where the rows of a split lie: its shards cut into blocks, the unit in which rows are shuffled and shared out.
+
+The converter writes the index beside the shards it wrote. Shards that came without one are scanned once, by record lengths
+alone; the scan checks every record's checksum, so a corrupt log is found before the first step.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline import storage
+from data_pipeline.records import BLOCK_ROWS, ROWS_KEY
+from hm3_tf.errors import DataError
+
+INDEX_FILE = "index.json"
+_FRAMING = 16  # bytes TFRecord adds to a record: length, its checksum, the data's checksum
+_HEADER = 12  # of these, before the data
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitIndex:
+    """The shards of a split and the blocks in them.
+
+    Attributes:
+      record_format: `packed` or `row`.
+      files: Paths of the shards.
+      file_bytes: Their sizes.
+      blocks: int64 [blocks, 4]: shard, byte offset of the first record, records, rows.
+    """
+
+    record_format: str
+    files: tuple[str, ...]
+    file_bytes: tuple[int, ...]
+    blocks: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        """Number of impressions."""
+        return int(self.blocks[:, 3].sum())
+
+
+def row_blocks(record_bytes: np.ndarray) -> np.ndarray:
+    """Returns the blocks of a shard of row records: [blocks, 3] of byte offset, records, rows."""
+    offsets = np.concatenate([[0], np.cumsum(record_bytes + _FRAMING)])[:-1]
+    starts = np.arange(0, len(record_bytes), BLOCK_ROWS)
+    counts = np.diff(np.append(starts, len(record_bytes)))
+    return np.stack([offsets[starts], counts, counts], axis=-1).astype(np.int64).reshape(-1, 3)
+
+
+def packed_blocks(record_bytes: np.ndarray, record_rows: np.ndarray) -> np.ndarray:
+    """Returns the blocks of a shard of packed records, one a record: [blocks, 3] of byte offset, records, rows."""
+    offsets = np.concatenate([[0], np.cumsum(record_bytes + _FRAMING)])[:-1]
+    return np.stack([offsets, np.ones_like(offsets), record_rows], axis=-1).astype(np.int64).reshape(-1, 3)
+
+
+def to_json(record_format: str, shards: Iterable[tuple[str, int, np.ndarray]]) -> str:
+    """Returns `index.json` for the shards (name, bytes, blocks [n, 3]) of a folder."""
+    entries = [{"file": name, "bytes": size, "blocks": blocks.tolist()} for name, size, blocks in shards]
+    return json.dumps({"record_format": record_format, "shards": entries})
+
+
+def load_index(folder: str) -> SplitIndex:
+    """Returns the index of a split.
+
+    Args:
+      folder: Folder of `*.tfrecord` shards, with or without an `index.json`.
+
+    Returns:
+      The index.
+
+    Raises:
+      DataError: There is no shard or no row, a shard is not as long as the index says, or (where there is no index) a
+        record is corrupt; file and byte offset are named.
+    """
+    storage.open_file_system(folder)
+    path = storage.join(folder, INDEX_FILE)
+    if tf.io.gfile.exists(path):
+        index = _read_index(folder, path)
+    else:
+        files = sorted(tf.io.gfile.glob(storage.join(folder, "*.tfrecord*")))
+        if not files:
+            raise DataError(f"{folder}: expected *.tfrecord shards, found none; check --data_dir and the split")
+        index = scan(files)
+    if index.rows == 0:
+        raise DataError(f"{folder}: expected impressions, found an empty split; check the dates or fractions of --split")
+    return index
+
+
+def _read_index(folder: str, path: str) -> SplitIndex:
+    data = json.loads(storage.read_text(path, "convert the log again"))
+    shards = data["shards"]
+    files = tuple(storage.join(folder, shard["file"]) for shard in shards)
+    sizes = tuple(shard["bytes"] for shard in shards)
+    for file, size in zip(files, sizes):
+        found = tf.io.gfile.stat(file).length if tf.io.gfile.exists(file) else None
+        if found != size:
+            state = "no file" if found is None else f"{found} bytes (byte offset {min(found, size)} is where they part)"
+            raise DataError(
+                f"{file}: expected the {size} bytes that {INDEX_FILE} names, found {state}: the shard is truncated or "
+                "was written by something else; convert the log again"
+            )
+    return SplitIndex(data["record_format"], files, sizes, _join_blocks([shard["blocks"] for shard in shards]))
+
+
+def _join_blocks(shards: Sequence[Sequence[Sequence[int]] | np.ndarray]) -> np.ndarray:
+    blocks = [np.asarray(shard, np.int64).reshape(-1, 3) for shard in shards]
+    owners = np.repeat(np.arange(len(blocks)), [len(shard) for shard in blocks])
+    joined = np.concatenate([owners[:, np.newaxis], np.concatenate([np.empty((0, 3), np.int64), *blocks])], axis=1)
+    return joined[joined[:, 3] > 0]
+
+
+def scan(files: Sequence[str]) -> SplitIndex:
+    """Returns the index of shards that came without one, reading every record once.
+
+    Args:
+      files: Paths of uncompressed TFRecord shards, all of one record format.
+
+    Returns:
+      The index.
+
+    Raises:
+      DataError: A record is corrupt or cut off, or a shard is compressed.
+    """
+    record_format = _detect_format(files)
+    shards, sizes = [], []
+    for file in files:
+        record_bytes, record_rows = _scan_file(file, record_format)
+        shards.append(
+            row_blocks(record_bytes) if record_format == "row" else packed_blocks(record_bytes, record_rows)
+        )
+        sizes.append(tf.io.gfile.stat(file).length)
+    return SplitIndex(record_format, tuple(files), tuple(sizes), _join_blocks(shards))
+
+
+def _detect_format(files: Sequence[str]) -> str:
+    for file in files:
+        if re.search(r"\.(gz|gzip|zlib)$", file):
+            raise DataError(f"{file}: expected uncompressed TFRecord, found a compressed file; decompress it first")
+        records: list[bytes] = []
+        _read_checked(file, lambda batch: records.append(batch.numpy()[0]), batch=1, limit=1)
+        if records:
+            return "packed" if ROWS_KEY in tf.train.Example.FromString(records[0]).features.feature else "row"
+    return "row"
+
+
+def _scan_file(file: str, record_format: str) -> tuple[np.ndarray, np.ndarray]:
+    lengths: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+
+    def read(batch: tf.Tensor) -> None:
+        lengths.append(tf.strings.length(batch).numpy())
+        if record_format == "packed":
+            rows.append(tf.io.parse_example(batch, {ROWS_KEY: tf.io.FixedLenFeature([], tf.int64)})[ROWS_KEY].numpy())
+
+    _read_checked(file, read)
+    empty = [np.empty(0, np.int64)]
+    return np.concatenate(empty + lengths).astype(np.int64), np.concatenate(empty + rows)
+
+
+def _read_checked(file: str, use, batch: int = BLOCK_ROWS, limit: int = -1) -> None:
+    """Calls `use` with the records of a file, string [batch]; names file and offset where a record is corrupt."""
+    dataset = tf.data.TFRecordDataset(file).take(limit).batch(batch)
+    try:
+        for records in dataset:
+            use(records)
+    except tf.errors.DataLossError as error:
+        raise corrupt_record(file, error) from error
+
+
+def corrupt_record(file: str, error: tf.errors.DataLossError) -> DataError:
+    """Returns the error for a record of `file` that TensorFlow found corrupt, with its byte offset."""
+    offset = re.search(r"at (\d+)", error.message)
+    where = f"byte offset {offset.group(1)}" if offset else "an unknown offset"
+    return DataError(
+        f"{file}: expected TFRecord data, found a corrupt or cut-off record at {where}; restore the file from its "
+        "source, convert the log again, or take the shard out of the folder"
+    )
+
+
+def find_corruption(index: SplitIndex) -> DataError | None:
+    """Returns the error for the first corrupt record of a split, or None where every record is sound."""
+    try:
+        for file in index.files:
+            _scan_file(file, index.record_format)
+    except DataError as error:
+        return error
+    return None

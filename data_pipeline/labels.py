@@ -1,0 +1,101 @@
+"""Behavior labels from the raw label columns, and what happens to labels that break the hierarchy.
+
+Works on NumPy arrays and on tensors alike: the converter and the reader cannot disagree on what a label is.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+from typing import Any
+
+from data_pipeline.schema import Level
+from hm3_tf.errors import ConfigError, did_you_mean
+
+NESTING_POLICIES = ("coerce", "drop", "error")
+
+
+def check_policy(policy: str, where: str) -> None:
+    """Checks the name of a nesting policy.
+
+    Args:
+      policy: `coerce` (a level counts only where the gates before it happened), `drop` (such rows are left out) or
+        `error`.
+      where: Flag or config field that gave it, for the error.
+
+    Raises:
+      ConfigError: It is none of them.
+    """
+    if policy not in NESTING_POLICIES:
+        raise ConfigError(
+            f"{where}: expected a nesting policy of {NESTING_POLICIES}, got {policy!r}; "
+            f"{did_you_mean(policy, NESTING_POLICIES)}"
+        )
+
+
+def raw_flags(levels: Sequence[Level], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns where each level's own columns say that it happened.
+
+    Args:
+      levels: Levels of a schema.
+      columns: {behavior column: numbers [rows]}; a missing value is not positive, so it reads as "did not happen".
+
+    Returns:
+      {level: bool [rows]}.
+    """
+    return {level.name: reduce(or_, _column_flags(level, columns)) for level in levels}
+
+
+def _column_flags(level: Level, columns: Mapping[str, Any]) -> list[Any]:
+    if not level.values:
+        return [columns[name] > 0 for name in level.any_of]
+    return [columns[name] == value for name in level.any_of for value in level.values]
+
+
+def nest(levels: Sequence[Level], flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns labels that keep the hierarchy, and where the flags broke it.
+
+    Args:
+      levels: Levels in order.
+      flags: {level: bool [rows]} as logged.
+
+    Returns:
+      (labels, violations): {level: bool [rows]} true only where all gates before the level happened, and
+      {"purchase without click": bool [rows]}, one entry for each level after a gate.
+    """
+    labels: dict[str, Any] = {}
+    violations: dict[str, Any] = {}
+    gate = None
+    for level in levels:
+        flag = flags[level.name]
+        if gate is None:
+            labels[level.name] = flag
+        else:
+            labels[level.name] = flag & labels[gate]
+            violations[f"{level.name} without {gate}"] = flag & ~labels[gate]
+        if level.gate:
+            gate = level.name
+    return labels, violations
+
+
+def merge(labels: Mapping[str, Any], merged_levels: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Returns the labels with the levels that a method merges added.
+
+    Args:
+      labels: {level: bool [rows]}.
+      merged_levels: {new level: levels it is any of}.
+
+    Returns:
+      {level: bool [rows]}.
+
+    Raises:
+      ConfigError: A merged level is not among the labels.
+    """
+    result = dict(labels)
+    for name, parts in merged_levels.items():
+        for part in parts:
+            if part not in labels:
+                raise ConfigError(
+                    f"level {name!r}: expected the level {part!r} in the log; {did_you_mean(part, labels)}"
+                )
+        result[name] = reduce(or_, [labels[part] for part in parts])
+    return result

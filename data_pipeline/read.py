@@ -1,0 +1,306 @@
+"""Batches of impressions from TFRecord shards, the same for any number of workers.
+
+An epoch is planned before it is read. Its blocks are permuted by (seed, epoch) and laid end to end; the row stream is cut
+into lanes of equal length, and every global batch takes the same number of rows from each lane. A worker reads the
+lanes that are its own, a window of steps at a time, each window decoded and shuffled by itself. So
+
+* every impression is read exactly once an epoch, whatever the numbers of files, workers and rows;
+* all workers have the same number of steps (the last batch is filled with rows of weight 0), so none waits at the end;
+* the global batch of a step does not depend on the number of workers, as long as that divides the lanes;
+* training resumes at any step without reading what came before it.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline import labels as label_rules
+from data_pipeline.hashing import network_inputs
+from data_pipeline.index import SplitIndex
+from data_pipeline.records import PARSERS
+from data_pipeline.schema import Column, Schema
+from hm3_tf.errors import ConfigError
+from hm3_tf.features import Feature
+
+_LANES = 8
+WINDOW_ROWS = 131_072
+
+
+def lane_count(global_batch_size: int, workers: int) -> int:
+    """Returns the number of lanes: the largest multiple of `workers` up to 8 that divides the global batch.
+
+    Args:
+      global_batch_size: Rows of a step over all workers.
+      workers: Number of workers.
+
+    Returns:
+      The number of lanes, at least `workers`.
+
+    Raises:
+      ConfigError: The global batch cannot be shared out equally.
+    """
+    if global_batch_size % workers:
+        raise ConfigError(
+            f"training.global_batch_size: expected a multiple of the {workers} workers, got {global_batch_size}"
+        )
+    multiples = range(workers, max(_LANES, workers) + 1, workers)
+    return max(lanes for lanes in multiples if global_batch_size % lanes == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochPlan:
+    """Which rows each step of an epoch reads on one worker.
+
+    Attributes:
+      blocks: int64 [blocks, 4] of the split's index, in the order of this epoch.
+      steps: Steps of the epoch, the same on all workers.
+      lanes: Indices of the worker's lanes.
+      lane_rows: Rows that a step takes from a lane.
+      window_steps: Steps of a window.
+      first, last: int64 [windows, lanes], the blocks that a window reads for a lane, as a range.
+      skip, size: int64 [windows, lanes], the rows of these that are the window's, as offset and count.
+    """
+
+    blocks: np.ndarray
+    steps: int
+    lanes: np.ndarray
+    lane_rows: int
+    window_steps: int
+    first: np.ndarray
+    last: np.ndarray
+    skip: np.ndarray
+    size: np.ndarray
+
+
+def plan_epoch(
+    blocks: np.ndarray,
+    global_batch_size: int,
+    *,
+    shuffle_seed: tuple[int, int] | None,
+    worker: int = 0,
+    workers: int = 1,
+    window_rows: int = WINDOW_ROWS,
+) -> EpochPlan:
+    """Returns the plan of one epoch for one worker.
+
+    Args:
+      blocks: int64 [blocks, 4] of a split's index.
+      global_batch_size: Rows of a step over all workers.
+      shuffle_seed: (seed, epoch) for the order of the blocks, or None to read the split in its own order (each worker
+        a contiguous share).
+      worker: Index of this worker.
+      workers: Number of workers.
+      window_rows: Rows that are decoded and shuffled together on a worker, about.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ConfigError: The global batch cannot be shared out equally.
+    """
+    lanes = lane_count(global_batch_size, workers)
+    if shuffle_seed is None:
+        lanes = workers
+    else:
+        blocks = blocks[np.random.default_rng(shuffle_seed).permutation(len(blocks))]
+    ends = np.cumsum(blocks[:, 3])
+    bounds = np.arange(lanes + 1) * int(ends[-1]) // lanes
+    lane_rows = global_batch_size // lanes
+    steps = -(-int(np.diff(bounds).max()) // lane_rows)
+    mine = np.arange(worker * lanes // workers, (worker + 1) * lanes // workers)
+    window_steps = max(1, window_rows // (lane_rows * len(mine)))
+
+    offsets = np.arange(0, steps, window_steps)[:, np.newaxis] * lane_rows
+    start = np.minimum(bounds[mine] + offsets, bounds[mine + 1])
+    stop = np.minimum(start + window_steps * lane_rows, bounds[mine + 1])
+    first = np.minimum(np.searchsorted(ends, start, side="right"), len(blocks) - 1)
+    last = np.maximum(np.searchsorted(ends, stop, side="left") + 1, first + 1)  # never no block: a row fills the batch
+    skip = start - (ends - blocks[:, 3])[first]
+    return EpochPlan(blocks, steps, mine, lane_rows, window_steps, first, last, skip, stop - start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads a split as batches of (inputs, labels, weights).
+
+    Attributes:
+      index: The split's shards and blocks.
+      schema: Its columns.
+      features: The network's features.
+      merged_levels: Levels that are the union of levels of the log: {level: levels it merges}.
+      nesting: Policy for labels that break the hierarchy: `coerce`, `drop` (weight 0) or `error`.
+      sample_weights: Whether the column of role `weight` scales the weights.
+      carry: Columns passed through as they are, as a fourth element.
+
+    Raises:
+      ConfigError: The policy or a carried column is unknown.
+    """
+
+    index: SplitIndex
+    schema: Schema
+    features: Sequence[Feature]
+    merged_levels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    nesting: str = "coerce"
+    sample_weights: bool = True
+    carry: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        label_rules.check_policy(self.nesting, "data.nesting")
+        for name in self.carry:
+            self.schema.column(name, "carried column")
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns that are read from the records."""
+        names = {feature.name for feature in self.features} | set(self.carry)
+        names |= {name for level in self.schema.levels for name in level.any_of}
+        weights = self.schema.with_role("weight") if self.sample_weights else ()
+        return tuple(column for column in self.schema.columns if column.name in names or column in weights)
+
+    def steps(self, global_batch_size: int, workers: int = 1) -> int:
+        """Returns the number of training steps of an epoch, the same on every worker and in every epoch."""
+        return plan_epoch(self.index.blocks, global_batch_size, shuffle_seed=(0, 0), workers=workers).steps
+
+    def training_dataset(
+        self,
+        global_batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        start_step: int = 0,
+        input_context: tf.distribute.InputContext | None = None,
+        window_rows: int = WINDOW_ROWS,
+    ) -> tf.data.Dataset:
+        """Returns the shuffled batches of one epoch for one worker.
+
+        The order depends on `seed` and `epoch` only. All batches have the same static shape.
+
+        Args:
+          global_batch_size: Rows of a step over all workers.
+          seed: Seed of the shuffle.
+          epoch: Number of the epoch.
+          start_step: Steps of the epoch that were taken before; their rows are not read.
+          input_context: Says which of how many workers this is.
+          window_rows: Rows that are decoded and shuffled together.
+
+        Returns:
+          A finite dataset of `({feature: [batch] or [batch, length]}, {level: float32 [batch]}, float32 [batch])`, with
+          batch = global_batch_size / workers.
+
+        Raises:
+          ConfigError: The global batch cannot be shared out equally.
+        """
+        return self._dataset(global_batch_size, (seed, epoch), start_step, input_context, window_rows)
+
+    def ordered_dataset(
+        self, global_batch_size: int, *, input_context: tf.distribute.InputContext | None = None
+    ) -> tf.data.Dataset:
+        """Returns the split in its own order, for evaluation and prediction; each worker has a contiguous share.
+
+        Args:
+          global_batch_size: Rows of a batch over all workers; the last one is filled with rows of weight 0.
+          input_context: Says which of how many workers this is.
+
+        Returns:
+          A finite dataset of elements as in `training_dataset`, with `{carried column: [batch]}` as a fourth where
+          columns are carried.
+        """
+        return self._dataset(global_batch_size, None, 0, input_context, WINDOW_ROWS)
+
+    def _dataset(
+        self,
+        global_batch_size: int,
+        seed: tuple[int, int] | None,
+        start_step: int,
+        input_context: tf.distribute.InputContext | None,
+        window_rows: int,
+    ) -> tf.data.Dataset:
+        context = input_context or tf.distribute.InputContext()
+        plan = plan_epoch(
+            self.index.blocks,
+            global_batch_size,
+            shuffle_seed=seed,
+            worker=context.input_pipeline_id,
+            workers=context.num_input_pipelines,
+            window_rows=window_rows,
+        )
+        first_window, skipped = divmod(start_step, plan.window_steps)
+        windows = tf.data.Dataset.range(first_window, len(plan.first))
+        read_window = _WindowReader(self, plan, seed)
+        batches = windows.map(read_window, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
+        steps = plan.steps - start_step
+        known_length = batches.skip(skipped).take(steps).apply(tf.data.experimental.assert_cardinality(steps))
+        return known_length.prefetch(tf.data.AUTOTUNE)
+
+
+class _WindowReader:
+    """Reads, decodes, shuffles and hashes one window of a plan, as [window steps, batch, ...] tensors."""
+
+    def __init__(self, reader: Reader, plan: EpochPlan, seed: tuple[int, int] | None) -> None:
+        self._reader, self._plan, self._seed = reader, plan, seed
+        self._files = tf.constant(reader.index.files)
+        self._blocks = tf.constant(plan.blocks)
+        self._ranges = tf.constant(np.stack([plan.first, plan.last, plan.skip, plan.size]))
+
+    def __call__(self, window: tf.Tensor) -> tuple:
+        first, last, skip, size = tf.unstack(self._ranges[:, window])
+        block_ids = tf.ragged.range(first, last)
+        blocks = tf.gather(self._blocks, block_ids.flat_values)
+        lane_rows = tf.reduce_sum(tf.RaggedTensor.from_row_splits(blocks[:, 3], block_ids.row_splits), axis=1)
+        base = tf.cumsum(lane_rows, exclusive=True) + skip
+        rows, present = self._row_order(window, base, size)
+
+        decode = PARSERS[self._reader.index.record_format]
+        columns = decode(self._read_records(blocks), self._reader.columns)
+        return self._to_elements({name: tf.gather(values, rows) for name, values in columns.items()}, present)
+
+    def _read_records(self, blocks: tf.Tensor) -> tf.Tensor:
+        def read_block(file: tf.Tensor, offset: tf.Tensor, records: tf.Tensor) -> tf.data.Dataset:
+            variant = tf.raw_ops.TFRecordDatasetV2(
+                filenames=file[tf.newaxis], compression_type="", buffer_size=65536, byte_offsets=offset[tf.newaxis]
+            )
+            return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).take(records)
+
+        places = tf.data.Dataset.from_tensor_slices((tf.gather(self._files, blocks[:, 0]), blocks[:, 1], blocks[:, 2]))
+        return places.flat_map(read_block).batch(tf.reduce_sum(blocks[:, 2])).get_single_element()
+
+    def _row_order(self, window: tf.Tensor, base: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns which decoded row stands at each place of the window's batches, and whether it is one of its own."""
+        plan = self._plan
+        rows, present = [], []
+        for position, lane in enumerate(plan.lanes):
+            order = tf.range(size[position])
+            if self._seed is not None:
+                lane_seed = np.random.SeedSequence((*self._seed, lane)).generate_state(1, np.uint32)[0]
+                order = tf.random.experimental.stateless_shuffle(order, tf.stack([np.int64(lane_seed), window]))
+            padding = [[0, plan.window_steps * plan.lane_rows - size[position]]]
+            rows.append(tf.pad(base[position] + order, padding))
+            present.append(tf.pad(tf.ones_like(order), padding))
+        shape = [len(plan.lanes), plan.window_steps, plan.lane_rows]
+        return self._interleave(rows, shape), self._interleave(present, shape)
+
+    @staticmethod
+    def _interleave(lanes: list[tf.Tensor], shape: list[int]) -> tf.Tensor:
+        """Lays the lanes [window steps * lane rows] beside each other: [window steps, batch]."""
+        return tf.reshape(tf.transpose(tf.reshape(tf.stack(lanes), shape), [1, 0, 2]), [shape[1], shape[0] * shape[2]])
+
+    def _to_elements(self, columns: dict[str, tf.Tensor], present: tf.Tensor) -> tuple:
+        reader = self._reader
+        weights = tf.cast(present, tf.float32)
+        flags = label_rules.raw_flags(reader.schema.levels, columns)
+        labels, violations = label_rules.nest(reader.schema.levels, flags)
+        if reader.nesting != "coerce" and violations:
+            broken = tf.reduce_any(tf.stack(list(violations.values())), axis=0)
+            if reader.nesting == "error":
+                message = f"data.nesting is 'error', but a row has one of: {', '.join(violations)}"
+                with tf.control_dependencies([tf.debugging.assert_equal(tf.reduce_any(broken), False, message)]):
+                    weights = tf.identity(weights)
+            weights *= tf.cast(~broken, tf.float32)
+        for column in reader.schema.with_role("weight") if reader.sample_weights else ():
+            weights *= tf.cast(columns[column.name], tf.float32)
+        inputs = network_inputs(columns, reader.features)
+        levels = {name: tf.cast(v, tf.float32) for name, v in label_rules.merge(labels, reader.merged_levels).items()}
+        carried = ({name: columns[name] for name in reader.carry},) if reader.carry else ()
+        return (inputs, levels, weights, *carried)

@@ -1,0 +1,171 @@
+"""The two TFRecord codecs: packed (an Example holds up to 1,024 impressions) and row (an Example is one impression).
+
+Packed is the default: a list a column, parsed without any work per row, in a ninth of the bytes. Row is what other systems
+write, and can be read in place. On disk as in memory a missing int64 is the smallest int64, a missing string is
+empty and a missing float is NaN.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tensorflow as tf
+
+from data_pipeline.hashing import MISSING_INT64, MISSING_STRING
+from data_pipeline.schema import SCALAR, VARIABLE, Column
+
+BLOCK_ROWS = 1024
+RECORD_FORMATS = ("packed", "row")
+ROWS_KEY = "#rows"  # of a packed Example: its number of impressions
+_LENGTHS_SUFFIX = "#lengths"  # of a packed variable-length column: values a row
+
+_MISSING = {"int64": MISSING_INT64, "string": MISSING_STRING, "float": float("nan")}
+_TF_DTYPES = {"int64": tf.int64, "string": tf.string, "float": tf.float32}
+ARROW_TYPES = {"int64": pa.int64(), "string": pa.binary(), "float": pa.float32()}
+
+
+def arrow_type(column: Column) -> pa.DataType:
+    """Returns the Arrow type in which the pipeline carries a column."""
+    value = ARROW_TYPES[column.dtype]
+    return value if column.shape == SCALAR else pa.list_(value)
+
+
+def _feature(column: Column, values: list) -> tf.train.Feature:
+    if column.dtype == "int64":
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    if column.dtype == "float":
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def flat_values(column: Column, array: pa.Array) -> np.ndarray:
+    """Returns the values of a column row after row, missing ones as they are written: int64, float32 or bytes [values]."""
+    flat = array if column.shape == SCALAR else array.flatten()
+    if flat.null_count:
+        flat = pc.fill_null(flat, pa.scalar(_MISSING[column.dtype], flat.type))
+    return flat.to_numpy(zero_copy_only=False)
+
+
+def _list_lengths(array: pa.Array) -> np.ndarray:
+    return pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+
+
+def encode_packed(batch: pa.RecordBatch, columns: Sequence[Column]) -> bytes:
+    """Returns one serialized Example that holds all rows of a batch.
+
+    Args:
+      batch: Columns in their `arrow_type`; nulls are missing values.
+      columns: The columns to write.
+
+    Returns:
+      A serialized tf.train.Example with the values of each column row after row.
+    """
+    features = {ROWS_KEY: tf.train.Feature(int64_list=tf.train.Int64List(value=[batch.num_rows]))}
+    for column in columns:
+        array = batch.column(column.name)
+        features[column.name] = _feature(column, flat_values(column, array).tolist())
+        if column.shape == VARIABLE:
+            lengths = tf.train.Int64List(value=_list_lengths(array).tolist())
+            features[column.name + _LENGTHS_SUFFIX] = tf.train.Feature(int64_list=lengths)
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+def encode_rows(batch: pa.RecordBatch, columns: Sequence[Column]) -> list[bytes]:
+    """Returns a serialized Example for each row of a batch.
+
+    Args:
+      batch: Columns in their `arrow_type`; nulls are missing values.
+      columns: The columns to write.
+
+    Returns:
+      Serialized tf.train.Examples in row order.
+    """
+    values, starts = [], []
+    for column in columns:
+        array = batch.column(column.name)
+        values.append(flat_values(column, array).tolist())
+        lengths = np.ones(batch.num_rows, np.int64) if column.shape == SCALAR else _list_lengths(array)
+        starts.append(np.concatenate([[0], np.cumsum(lengths)]).tolist())
+    return [
+        tf.train.Example(
+            features=tf.train.Features(
+                feature={
+                    column.name: _feature(column, flat[start[row] : start[row + 1]])
+                    for column, flat, start in zip(columns, values, starts)
+                }
+            )
+        ).SerializeToString(deterministic=True)
+        for row in range(batch.num_rows)
+    ]
+
+
+def _pad(ragged: tf.RaggedTensor, column: Column) -> tf.Tensor:
+    """Cuts and pads each row of a variable-length column to its declared length."""
+    return ragged.to_tensor(_MISSING[column.dtype], shape=[None, column.length])
+
+
+def parse_packed(serialized: tf.Tensor, columns: Sequence[Column]) -> dict[str, tf.Tensor]:
+    """Returns the columns of packed Examples.
+
+    Args:
+      serialized: string [records].
+      columns: The columns to read.
+
+    Returns:
+      {column: its dtype, [rows] or [rows, length]}, variable-length columns padded with missing values.
+
+    Raises:
+      tf.errors.InvalidArgumentError: When run, a column does not have a value for each row.
+    """
+    specs = {ROWS_KEY: tf.io.FixedLenFeature([], tf.int64)}
+    for column in columns:
+        specs[column.name] = tf.io.RaggedFeature(_TF_DTYPES[column.dtype])
+        if column.shape == VARIABLE:
+            specs[column.name + _LENGTHS_SUFFIX] = tf.io.RaggedFeature(tf.int64)
+    parsed = tf.io.parse_example(serialized, specs)
+    rows = tf.reduce_sum(parsed[ROWS_KEY])
+    return {column.name: _unpack(column, parsed, rows) for column in columns}
+
+
+def _unpack(column: Column, parsed: dict[str, tf.RaggedTensor | tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+    flat = parsed[column.name].flat_values
+    if column.shape == VARIABLE:
+        lengths = parsed[column.name + _LENGTHS_SUFFIX].flat_values
+        found, expected = tf.stack([tf.size(lengths), tf.size(flat)]), tf.stack([rows, tf.reduce_sum(lengths)])
+    else:
+        found, expected = tf.size(flat)[tf.newaxis], rows[tf.newaxis] * (column.length or 1)
+    message = f"column {column.name!r} of dtype {column.dtype} does not have its values for each row of a packed record"
+    with tf.control_dependencies([tf.debugging.assert_equal(tf.cast(found, tf.int64), expected, message)]):
+        flat = tf.identity(flat)
+    if column.shape == VARIABLE:
+        return _pad(tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False), column)
+    return flat if column.shape == SCALAR else tf.reshape(flat, [-1, column.length])
+
+
+def parse_rows(serialized: tf.Tensor, columns: Sequence[Column]) -> dict[str, tf.Tensor]:
+    """Returns the columns of row Examples; a column that an Example does not have is missing there.
+
+    Args:
+      serialized: string [rows].
+      columns: The columns to read.
+
+    Returns:
+      {column: its dtype, [rows] or [rows, length]}, variable-length columns padded with missing values.
+
+    Raises:
+      tf.errors.InvalidArgumentError: When run, a column has another dtype, or not as many values as declared.
+    """
+    specs = {}
+    for column in columns:
+        dtype = _TF_DTYPES[column.dtype]
+        if column.shape == VARIABLE:
+            specs[column.name] = tf.io.RaggedFeature(dtype)
+        else:
+            default = np.full(column.shape, _MISSING[column.dtype])
+            specs[column.name] = tf.io.FixedLenFeature(column.shape, dtype, default)
+    parsed = tf.io.parse_example(serialized, specs)
+    return {c.name: _pad(parsed[c.name], c) if c.shape == VARIABLE else parsed[c.name] for c in columns}
+
+
+PARSERS = {"packed": parse_packed, "row": parse_rows}

@@ -1,0 +1,188 @@
+"""What a source of raw logs is: Arrow batches, the place of each for error messages, and a schema."""
+
+import dataclasses
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset as pads
+
+from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
+from hm3_tf.errors import DataError, UsageError, did_you_mean
+
+BATCH_ROWS = 65_536
+_DEFAULT_MAX_LENGTH = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceBatch:
+    """Rows of a raw log.
+
+    Attributes:
+      file: The file they are from.
+      first_row: Number of the first row in that file, from 0.
+      rows: The raw columns; nulls are missing values.
+    """
+
+    file: str
+    first_row: int
+    rows: pa.RecordBatch
+
+
+class Source(Protocol):
+    """A raw log.
+
+    Attributes:
+      schema: Its columns and levels.
+      inferred: Names of the columns whose number of hash buckets is to be set from the data.
+    """
+
+    schema: Schema
+    inferred: frozenset[str]
+
+    def batches(self) -> Iterator[SourceBatch]:
+        """Yields the rows in order."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TableFiles:
+    """Rows of Parquet or CSV files, in the order of their names.
+
+    Attributes:
+      path: A file, a folder of them, or a glob pattern.
+      file_format: `parquet` or `csv` (comma, header).
+      column_types: Types of columns that must not be inferred.
+    """
+
+    path: str
+    file_format: str
+    column_types: tuple[tuple[str, pa.DataType], ...] = ()
+
+    def dataset(self) -> pads.Dataset:
+        """Returns the Arrow data set of the files.
+
+        Raises:
+          DataError: There is no such file, or one is not in the format.
+        """
+        pattern = os.path.join(self.path, f"**/*.{self.file_format}") if os.path.isdir(self.path) else self.path
+        files = sorted(glob.glob(pattern, recursive=True))
+        if not files:
+            raise DataError(f"{self.path}: expected {self.file_format} files, found none; check --input")
+        file_format: str | pads.FileFormat = self.file_format
+        if self.file_format == "csv":
+            convert = pa.csv.ConvertOptions(column_types=dict(self.column_types), strings_can_be_null=True)
+            file_format = pads.CsvFileFormat(convert_options=convert)
+        try:
+            return pads.dataset(files, format=file_format)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[SourceBatch]:
+        """Yields the rows of the files, `columns` of them or all."""
+        dataset = self.dataset()
+        for fragment in dataset.get_fragments():
+            first_row = 0
+            try:
+                for rows in fragment.to_batches(schema=dataset.schema, columns=columns, batch_size=BATCH_ROWS):
+                    yield SourceBatch(fragment.path, first_row, rows)
+                    first_row += rows.num_rows
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(
+                    f"{fragment.path}: expected {self.file_format} rows after row {first_row}, got: {error}; "
+                    "mend or remove the file"
+                ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSource:
+    """A log in Parquet or CSV files.
+
+    Attributes:
+      files: The files.
+      schema: Its columns and levels.
+      inferred: Names of the columns whose number of hash buckets is to be set from the data.
+    """
+
+    files: TableFiles
+    schema: Schema
+    inferred: frozenset[str] = frozenset()
+
+    def batches(self) -> Iterator[SourceBatch]:
+        """Yields the rows in order."""
+        return self.files.batches([column.name for column in self.schema.columns])
+
+
+def parse_behaviors(text: str) -> tuple[Level, ...]:
+    """Returns the levels of `--behaviors`.
+
+    Args:
+      text: Such as `click,cart,purchase`, or with merged columns `click,d_ma=cart|wish,purchase`; in order, the first a gate.
+
+    Returns:
+      The levels.
+
+    Raises:
+      UsageError: A name is empty.
+    """
+    levels = []
+    for item in text.split(","):
+        name, _, columns = item.strip().partition("=")
+        names = tuple(column.strip() for column in (columns or name).split("|"))
+        if not name or not all(names):
+            raise UsageError(f"--behaviors: expected name or name=column|column between commas, got {text!r}")
+        levels.append(Level(name, names, gate=not levels))
+    return tuple(levels)
+
+
+def infer_schema(
+    arrow: pa.Schema, levels: tuple[Level, ...], groups: Sequence[str], ignored: Sequence[str]
+) -> tuple[Schema, frozenset[str]]:
+    """Returns the schema of a table whose behaviors are named: all other columns are features.
+
+    Args:
+      arrow: The table's columns and types.
+      levels: The behavior levels.
+      groups: Columns of role `group`; they are inputs too.
+      ignored: Columns that are kept and not read.
+
+    Returns:
+      (schema, names of the columns whose number of buckets is a placeholder).
+
+    Raises:
+      UsageError: A named column is not in the table.
+    """
+    behaviors = {name for level in levels for name in level.any_of}
+    for name in [*sorted(behaviors), *groups]:
+        if name not in arrow.names:
+            raise UsageError(
+                f"--behaviors/--groups: expected a column of the log, got {name!r}; {did_you_mean(name, arrow.names)}"
+            )
+    columns, inferred = [], set()
+    for field in arrow:
+        role = "behavior" if field.name in behaviors else "group" if field.name in groups else "feature"
+        column = _infer_column(field, "ignored" if field.name in ignored else role)
+        columns.append(column)
+        if column.hashing is not None:
+            inferred.add(column.name)
+    return Schema(tuple(columns), levels), frozenset(inferred)
+
+
+def _infer_column(field: pa.Field, role: str) -> Column:
+    is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+    value = field.type.value_type if is_list else field.type
+    if pa.types.is_integer(value) or pa.types.is_boolean(value):
+        dtype = "int64"
+    elif pa.types.is_floating(value) or pa.types.is_decimal(value):
+        dtype = "float"
+    else:
+        dtype = "string"
+        role = "ignored" if pa.types.is_temporal(value) else role
+    if is_list and dtype == "float":
+        role = "ignored"
+    hashing = Hashing(buckets=2) if role in ("feature", "group") and dtype != "float" else None
+    max_length = _DEFAULT_MAX_LENGTH if is_list and hashing else None
+    return Column(field.name, dtype, role, VARIABLE if is_list else (), max_length, hashing)

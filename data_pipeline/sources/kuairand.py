@@ -1,0 +1,156 @@
+"""KuaiRand-Pure (Gao et al., CIKM 2022; CC BY-SA 4.0): real impressions of a short-video feed, official CSV layout.
+
+The conversion of this log is the like. Play time, long view and stay times are outcomes and never inputs. Of the
+standard log; the randomly exposed one has another click rate and is not mixed in.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from data_pipeline.schema import Column, Hashing, Level, Schema
+from data_pipeline.sources.base import SourceBatch, TableFiles
+from hm3_tf.errors import DataError, UsageError
+
+_IDS = {"user_id": 40_001, "video_id": 20_001, "author_id": 20_001, "music_id": 20_001}
+_USER_CATEGORIES = (
+    "user_active_degree",
+    "is_live_streamer",
+    "is_video_author",
+    "follow_user_num_range",
+    "fans_user_num_range",
+    "friend_user_num_range",
+    "register_days_range",
+    *(f"onehot_feat{i}" for i in range(18)),
+)
+_VIDEO_CATEGORIES = ("video_type", "upload_type", "music_type")
+_DERIVED_CATEGORIES = ("tag", "hour", "duration_bin")
+_STRINGS = ("user_active_degree", "video_type", "upload_type", *(c for c in _USER_CATEGORIES if c.endswith("_range")))
+_CATEGORY_BUCKETS = 5_001
+_BEHAVIORS = (
+    *("is_click", "comment_stay_time", "profile_stay_time", "is_profile_enter", "long_view", "is_like"),
+    *("is_follow", "is_comment", "is_forward"),
+)
+_LEVELS = (
+    Level("click", ("is_click",), gate=True),
+    Level("d_mi", ("comment_stay_time", "profile_stay_time", "is_profile_enter")),
+    Level("d_ma", ("long_view",)),
+    Level("purchase", ("is_like",)),
+)
+_DURATION_EDGES_MS = np.array([0, 7, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600]) * 1000
+
+
+def _schema() -> Schema:
+    columns = [Column(name, "int64", "ignored") for name in ("date", "time_ms")]
+    for name, buckets in _IDS.items():
+        role = "group" if name == "user_id" else "feature"
+        columns.append(Column(name, "int64", role, hashing=Hashing(buckets)))
+    for name in ("tab", *_USER_CATEGORIES, *_VIDEO_CATEGORIES, *_DERIVED_CATEGORIES):
+        dtype = "string" if name in _STRINGS else "int64"
+        columns.append(Column(name, dtype, hashing=Hashing(_CATEGORY_BUCKETS)))
+    columns += [Column(name, "int64", "behavior") for name in _BEHAVIORS]
+    return Schema(tuple(columns), _LEVELS)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SideTable:
+    """A table of users or videos, looked up by its int64 key."""
+
+    rows: pa.Table
+    keys: np.ndarray
+
+    @classmethod
+    def read(cls, path: str, key: str) -> "_SideTable":
+        try:
+            rows = pyarrow.csv.read_csv(path).sort_by(key).combine_chunks()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: expected a table of the KuaiRand-Pure layout, got: {error}") from error
+        return cls(rows, rows.column(key).to_numpy())
+
+    def look_up(self, keys: np.ndarray) -> pa.Table:
+        """Returns a row for each key, of nulls where the table does not have it."""
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return self.rows.take(pa.array(places, mask=self.keys[places] != keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class KuaiRand:
+    """The standard log joined with its users and videos.
+
+    Attributes:
+      folder: The release's `data` folder.
+      schema: The columns and levels.
+      inferred: Empty: the numbers of buckets are set.
+    """
+
+    folder: str
+    schema: Schema = dataclasses.field(default_factory=_schema)
+    inferred: frozenset[str] = frozenset()
+
+    def batches(self) -> Iterator[SourceBatch]:
+        """Yields the impressions in the order of the log files.
+
+        Raises:
+          DataError: A file of the layout is missing or cannot be read.
+        """
+        users = _SideTable.read(os.path.join(self.folder, "user_features_pure.csv"), "user_id")
+        videos = _SideTable.read(os.path.join(self.folder, "video_features_basic_pure.csv"), "video_id")
+        for batch in TableFiles(os.path.join(self.folder, "log_standard_*.csv"), "csv").batches():
+            yield dataclasses.replace(batch, rows=self._join(batch.rows, users, videos))
+
+    def _join(self, log: pa.RecordBatch, users: _SideTable, videos: _SideTable) -> pa.RecordBatch:
+        user = users.look_up(log.column("user_id").to_numpy())
+        video = videos.look_up(log.column("video_id").to_numpy())
+        columns: dict[str, Any] = {name: log.column(name) for name in log.schema.names}
+        columns |= {name: user.column(name) for name in _USER_CATEGORIES}
+        columns |= {name: video.column(name) for name in ("author_id", "music_id", *_VIDEO_CATEGORIES)}
+        columns["tag"] = _first_tag(video.column("tag"))
+        columns["hour"] = pc.divide(log.column("hourmin"), 100)
+        columns["duration_bin"] = np.searchsorted(_DURATION_EDGES_MS, log.column("duration_ms").to_numpy())
+        arrays = {c.name: _single_chunk(columns[c.name]) for c in self.schema.columns}
+        return pa.RecordBatch.from_pydict(arrays)
+
+
+def _first_tag(tags: pa.ChunkedArray) -> pa.ChunkedArray:
+    first = pc.list_element(pc.split_pattern(pc.fill_null(pc.cast(tags, pa.string()), ""), ","), 0)
+    return pc.cast(pc.if_else(pc.equal(first, ""), None, first), pa.int64())
+
+
+def _single_chunk(array: Any) -> pa.Array:
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else pa.array(array)
+
+
+def open_source(
+    path: str, schema: Schema | None = None, behaviors: str = "", groups: str = "", ignored: str = ""
+) -> KuaiRand:
+    """Returns the KuaiRand-Pure log.
+
+    Args:
+      path: The unpacked release: the folder that holds `KuaiRand-Pure`, that folder, or its `data`.
+      schema: None: the layout has its own.
+      behaviors: Empty, likewise.
+      groups: Empty, likewise.
+      ignored: Empty, likewise.
+
+    Returns:
+      The source.
+
+    Raises:
+      DataError: There is no log file of the layout.
+      UsageError: A schema or behaviors are given.
+    """
+    if schema is not None or behaviors or groups or ignored:
+        raise UsageError("--source=kuairand: expected no --schema, --behaviors, --groups or --ignore: it has its own")
+    for folder in (path, os.path.join(path, "data"), os.path.join(path, "KuaiRand-Pure", "data")):
+        if os.path.exists(os.path.join(folder, "user_features_pure.csv")):
+            return KuaiRand(folder)
+    raise DataError(
+        f"{path}: expected KuaiRand-Pure/data with log_standard_*.csv, user_features_pure.csv and "
+        "video_features_basic_pure.csv, found no such folder; check --input"
+    )

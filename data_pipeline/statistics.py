@@ -1,0 +1,259 @@
+"""Counts, rates and moments of a split: `statistics.json`.
+
+Streaming and constant in memory. The network takes from them the means and deviations of numeric columns and the base
+rates at which its towers start; a person takes from them whether the log is what they think it is.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline import labels as label_rules
+from data_pipeline.hashing import hash_to_bucket
+from data_pipeline.schema import Column, Schema
+from hm3_tf.behavior_graph import BehaviorGraph
+from hm3_tf.errors import ConfigError, DataError, did_you_mean
+
+SKETCH_SLOTS = 2**20  # of the cardinality estimate; good to about 10 million distinct values
+
+
+class _CategoryCounter:
+    """Counts values and missing values; estimates distinct values by linear counting (Whang et al., 1990)."""
+
+    def __init__(self) -> None:
+        self._count = self._missing = 0
+        self._seen = np.zeros(SKETCH_SLOTS + 1, bool)
+
+    def update(self, values: np.ndarray) -> None:
+        slots = hash_to_bucket(tf.constant(values), SKETCH_SLOTS + 1, "cardinality").numpy()
+        present = np.count_nonzero(slots)
+        self._count += present
+        self._missing += slots.size - present
+        self._seen[slots] = True
+
+    def result(self) -> dict[str, Any]:
+        free = max(1, SKETCH_SLOTS - np.count_nonzero(self._seen[1:]))
+        return {
+            "count": self._count,
+            "missing": self._missing,
+            "cardinality": round(-SKETCH_SLOTS * float(np.log(free / SKETCH_SLOTS))),
+        }
+
+
+class _Moments:
+    """Mean, deviation and range of each element, merged batch by batch (Chan, Golub and LeVeque, 1983)."""
+
+    def __init__(self, width: int) -> None:
+        self._count, self._missing = np.zeros(width, np.int64), np.zeros(width, np.int64)
+        self._mean, self._m2 = np.zeros(width), np.zeros(width)
+        self._min, self._max = np.full(width, np.inf), np.full(width, -np.inf)
+
+    def update(self, values: np.ndarray) -> None:
+        values = values.reshape(-1, len(self._count)).astype(np.float64)
+        present = ~np.isnan(values)
+        count = present.sum(axis=0)
+        mean = np.where(present, values, 0).sum(axis=0) / np.maximum(count, 1)
+        m2 = np.where(present, (values - mean) ** 2, 0).sum(axis=0)
+        total = np.maximum(self._count + count, 1)
+        shift = mean - self._mean
+        self._m2 += m2 + shift**2 * self._count * count / total
+        self._mean += shift * count / total
+        self._min = np.minimum(self._min, np.where(present, values, np.inf).min(axis=0, initial=np.inf))
+        self._max = np.maximum(self._max, np.where(present, values, -np.inf).max(axis=0, initial=-np.inf))
+        self._count += count
+        self._missing += len(values) - count
+
+    def result(self) -> dict[str, Any]:
+        std = np.sqrt(self._m2 / np.maximum(self._count, 1))
+        known = self._count > 0
+        return {
+            "count": int(self._count.sum()),
+            "missing": int(self._missing.sum()),
+            "mean": self._mean.tolist(),
+            "std": std.tolist(),
+            "min": np.where(known, self._min, 0).tolist(),
+            "max": np.where(known, self._max, 0).tolist(),
+        }
+
+
+class StatisticsBuilder:
+    """Collects the statistics of a split from batches of raw columns.
+
+    Args:
+      schema: The log's schema. Input, group and weight columns are counted; truth and ignored ones are not.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._columns = {
+            column.name: _Moments(column.length or 1) if column.dtype == "float" else _CategoryCounter()
+            for column in schema.columns
+            if column.is_input or column.role in ("group", "weight")
+        }
+        self._patterns: Counter[int] = Counter()
+        self._violations: Counter[str] = Counter()
+
+    def add_rows(self, columns: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> None:
+        """Adds rows.
+
+        Args:
+          columns: {column: values}; numbers [rows], vectors [rows, n], values of variable-length columns flattened in any
+            way (padding is missing values). Missing values are as `records` writes them.
+          labels: {level: bool [rows]}.
+        """
+        code = sum(labels[level.name].astype(np.int64) << i for i, level in enumerate(self._schema.levels))
+        values, counts = np.unique(code, return_counts=True)
+        self._patterns.update(dict(zip(values.tolist(), counts.tolist())))
+        for name, counter in self._columns.items():
+            counter.update(columns[name])
+
+    def add_violations(self, violations: Mapping[str, np.ndarray]) -> None:
+        """Counts labels that broke the hierarchy, {kind: bool [rows]}."""
+        for kind, where in violations.items():
+            self._violations[kind] += int(np.count_nonzero(where))
+
+    def result(self) -> "SplitStatistics":
+        """Returns the statistics of the batches so far."""
+        names = tuple(level.name for level in self._schema.levels)
+        patterns = {
+            "".join(str(code >> i & 1) for i in range(len(names))): n for code, n in sorted(self._patterns.items())
+        }
+        columns = {name: counter.result() for name, counter in self._columns.items()}
+        return SplitStatistics(names, patterns, dict(self._violations), columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitStatistics:
+    """The statistics of a split.
+
+    Attributes:
+      level_names: Levels in the schema's order.
+      label_patterns: Rows by which levels happened: {"1010": rows}, a digit a level.
+      violations: Labels that broke the hierarchy, by kind: {"purchase without click": rows}.
+      columns: {column: figures}: count, missing, and cardinality, or mean, std, min and max of each element.
+    """
+
+    level_names: tuple[str, ...]
+    label_patterns: Mapping[str, int]
+    violations: Mapping[str, int]
+    columns: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def rows(self) -> int:
+        """Number of impressions."""
+        return sum(self.label_patterns.values())
+
+    def _labels(self, merged_levels: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        patterns = np.array([[digit == "1" for digit in pattern] for pattern in self.label_patterns], bool)
+        labels = {name: patterns[:, i] for i, name in enumerate(self.level_names)}
+        return label_rules.merge(labels, merged_levels), np.array(list(self.label_patterns.values()))
+
+    def rates(self) -> dict[str, float]:
+        """Returns the share of impressions on which each level happened."""
+        labels, rows = self._labels({})
+        return {name: float(rows[label].sum() / rows.sum()) for name, label in labels.items()}
+
+    def edge_rates(
+        self, graph: BehaviorGraph, merged_levels: Mapping[str, tuple[str, ...]] | None = None
+    ) -> dict[str, float]:
+        """Returns the rate of each edge on the rows that reach it, smoothed by half a positive and half a negative row.
+
+        Args:
+          graph: The chain.
+          merged_levels: Levels that are the union of levels of the log.
+
+        Returns:
+          {edge: rate in (0, 1)}.
+
+        Raises:
+          ConfigError: A level of the graph is not in the log.
+        """
+        labels, rows = self._labels(merged_levels or {})
+        for level in graph.levels:
+            if level not in labels:
+                raise ConfigError(
+                    f"the behavior graph: expected levels of the log, got {level!r}; {did_you_mean(level, labels)}; "
+                    "name the log's levels so in its schema, or use a method whose levels it has"
+                )
+        reached = np.ones(len(rows), bool) if graph.root not in labels else labels[graph.root]
+        rates = {}
+        before: np.ndarray | None = None
+        for transition in graph.transitions:
+            label = labels[transition.level]
+            for edge, happened in zip(transition.edges, (True, False)):
+                at_edge = reached if before is None else reached & (before == happened)
+                total, positive = rows[at_edge].sum(), rows[at_edge & label].sum()
+                rates[edge] = float((positive + 0.5) / (total + 1))
+            if len(transition.edges) == 1 and before is not None:
+                reached = reached & before
+            before = label
+        return rates
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what `statistics.json` holds of the split."""
+        return {
+            "rows": self.rows,
+            "levels": self.rates() if self.rows else {},
+            "label_patterns": dict(self.label_patterns),
+            "violations": dict(self.violations),
+            "columns": {name: dict(figures) for name, figures in self.columns.items()},
+        }
+
+
+def to_json(splits: Mapping[str, SplitStatistics]) -> str:
+    """Returns `statistics.json` of the splits."""
+    return json.dumps({name: split.as_dict() for name, split in splits.items()}, indent=1)
+
+
+def from_json(text: str, levels: Sequence[str], path: str) -> dict[str, SplitStatistics]:
+    """Returns the splits of a `statistics.json`.
+
+    Args:
+      text: The file's text.
+      levels: Names of the schema's levels.
+      path: Its path, for errors.
+
+    Returns:
+      {split: statistics}.
+
+    Raises:
+      DataError: The text is not what `to_json` writes for these levels.
+    """
+    try:
+        data = json.loads(text)
+        splits = {
+            name: SplitStatistics(tuple(levels), split["label_patterns"], split["violations"], split["columns"])
+            for name, split in data.items()
+        }
+        widths = {len(pattern) for split in splits.values() for pattern in split.label_patterns}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: expected the statistics of each split, got {error!r}; convert the log again") from error
+    if widths - {len(levels)}:
+        raise DataError(f"{path}: expected label patterns of {len(levels)} levels {tuple(levels)}; convert the log again")
+    return splits
+
+
+def numeric_moments(column: Column, statistics: SplitStatistics) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns (means, deviations) of a numeric column, one an element.
+
+    Args:
+      column: A column of dtype `float`.
+      statistics: Statistics of the training split.
+
+    Returns:
+      Two tuples of the column's width.
+
+    Raises:
+      DataError: The statistics do not have the column.
+    """
+    figures = statistics.columns.get(column.name)
+    if figures is None or "mean" not in figures:
+        raise DataError(
+            f"statistics.json: expected the mean and deviation of column {column.name!r}, found none; convert the log again"
+        )
+    return tuple(figures["mean"]), tuple(figures["std"])

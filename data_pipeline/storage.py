@@ -1,0 +1,161 @@
+"""Paths, local and remote: opening file systems, and outputs that appear only when complete."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from hm3_tf.errors import DataError, Hm3Error
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names a file system other than this machine's."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
+def open_file_system(path: str) -> None:
+    """Makes the file system of a path usable by TensorFlow: a remote one is loaded from tensorflow-io.
+
+    Args:
+      path: Local path or URL such as `s3://bucket/key`.
+
+    Raises:
+      Hm3Error: The path is remote, and tensorflow-io is not installed or does not load beside this TensorFlow.
+    """
+    if not is_remote(path):
+        return
+    try:
+        import tensorflow_io  # noqa: F401  (registers its file systems)
+    except Exception as error:  # its shared object fails to load with several exception types
+        reason = str(error).splitlines()[0]
+        raise Hm3Error(
+            f"{path}: expected tensorflow-io for a remote path, but it does not load beside TensorFlow "
+            f"{tf.__version__} ({reason}); use tensorflow 2.16-2.17 with tensorflow-io 0.37.1, or a local path"
+        ) from error
+
+
+def join(folder: str, *names: str) -> str:
+    """Returns the path of something in a folder."""
+    return "/".join([folder.rstrip("/"), *names])
+
+
+def read_text(path: str, remedy: str) -> str:
+    """Returns the text of a file.
+
+    Args:
+      path: Its path.
+      remedy: What to do where there is none, for the error.
+
+    Returns:
+      Its text.
+
+    Raises:
+      DataError: There is no such file.
+    """
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            return file.read()
+    except tf.errors.NotFoundError as error:
+        raise DataError(f"{path}: expected a file, found none; {remedy}") from error
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a file that appears under its name only when complete.
+
+    Args:
+      path: Its path; the folder is made if need be.
+      text: Its text.
+
+    Raises:
+      Hm3Error: The folder cannot be written.
+    """
+    with staged_file(path) as temporary, tf.io.gfile.GFile(temporary, "w") as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def staged_file(path: str) -> Iterator[str]:
+    """Yields a temporary name beside `path`, renamed to it when the block ends well and removed when it does not.
+
+    Args:
+      path: The file to write.
+
+    Yields:
+      The name to write to.
+
+    Raises:
+      Hm3Error: The folder cannot be written.
+    """
+    make_folder(os.path.dirname(path) or ".")
+    temporary = f"{path}.tmp-{os.getpid()}"
+    try:
+        with explained(path):
+            yield temporary
+            tf.io.gfile.rename(temporary, path, overwrite=True)
+    finally:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.remove(temporary)
+
+
+@contextlib.contextmanager
+def staged_folder(path: str) -> Iterator[str]:
+    """Yields a temporary folder, renamed to `path` when the block ends well and removed when it does not.
+
+    Args:
+      path: The folder to make; it must not exist, or be empty.
+
+    Yields:
+      The folder to write into.
+
+    Raises:
+      Hm3Error: The folder exists with something in it, or cannot be written.
+    """
+    path = path.rstrip("/")
+    if tf.io.gfile.exists(path) and tf.io.gfile.listdir(path):
+        raise Hm3Error(f"{path}: expected a new or empty folder, found files in it; remove them or name another folder")
+    temporary = f"{path}.tmp-{os.getpid()}"
+    make_folder(temporary)
+    try:
+        with explained(path):
+            yield temporary
+            if tf.io.gfile.exists(path):
+                tf.io.gfile.rmtree(path)
+            tf.io.gfile.rename(temporary, path)
+    finally:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.rmtree(temporary)
+
+
+@contextlib.contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turns a failure of the file system within the block into one line about `path`.
+
+    Args:
+      path: What is being written.
+
+    Raises:
+      Hm3Error: It cannot be written.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.PermissionDeniedError, tf.errors.FailedPreconditionError, tf.errors.NotFoundError) as error:
+        reason = getattr(error, "message", None) or str(error)
+        raise Hm3Error(
+            f"{path}: expected a place that can be written, got: {reason.splitlines()[0]}; "
+            "check the path, its permissions and the free space"
+        ) from error
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder and those above it.
+
+    Args:
+      path: Its path.
+
+    Raises:
+      Hm3Error: It cannot be made.
+    """
+    with explained(path):
+        tf.io.gfile.makedirs(path)
