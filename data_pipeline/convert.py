@@ -11,6 +11,7 @@ from data_pipeline import labels as label_rules
 from data_pipeline import schema as schemas
 from data_pipeline import statistics as stats
 from data_pipeline import storage
+from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE
 from data_pipeline.records import arrow_type, flat_values
 from data_pipeline.schema import Column, Schema
 from data_pipeline.sources.base import Source, SourceBatch
@@ -19,8 +20,8 @@ from hm3_tf.errors import DataError, UsageError, did_you_mean
 from hm3_tf.progress import Progress
 
 SPLITS = ("train", "validation", "test")
-SCHEMA_FILE = "schema.json"
-STATISTICS_FILE = "statistics.json"
+
+
 _BUCKETS_A_VALUE = 5  # hash buckets for each distinct value: about a fifth of the values share theirs with another
 _LEAST_BUCKETS, _MOST_BUCKETS = 1_000, 2**22
 

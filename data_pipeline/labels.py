@@ -9,6 +9,7 @@ from operator import or_
 from typing import Any
 
 from data_pipeline.schema import Level
+from hm3_tf.behavior_graph import IMPRESSION, BehaviorGraph
 from hm3_tf.errors import ConfigError, did_you_mean
 
 NESTING_POLICIES = ("coerce", "drop", "error")
@@ -98,4 +99,40 @@ def merge(labels: Mapping[str, Any], merged_levels: Mapping[str, tuple[str, ...]
                     f"level {name!r}: expected the level {part!r} in the log; {did_you_mean(part, labels)}"
                 )
         result[name] = reduce(or_, [labels[part] for part in parts])
+    return result
+
+
+def edge_rows(graph: BehaviorGraph, labels: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the rows that reach each edge of a chain, and whether they took it.
+
+    Args:
+      graph: The chain.
+      labels: {level: bool [rows]} for its levels, and for its root where that is a level.
+
+    Returns:
+      {edge: (reached bool [rows], happened bool [rows])}.
+
+    Raises:
+      ConfigError: A level of the graph is not among the labels.
+    """
+    root = () if graph.root == IMPRESSION else (graph.root,)
+    for level in (*root, *graph.levels):
+        if level not in labels:
+            raise ConfigError(
+                f"the behavior graph: expected levels of the log, got {level!r}; {did_you_mean(level, labels)}; name "
+                "the levels so in the schema, or use a method whose levels the log has"
+            )
+    first = labels[graph.levels[0]]
+    reached = labels[root[0]] if root else first | ~first
+    result = {}
+    before = None
+    for transition in graph.transitions:
+        happened = labels[transition.level]
+        if before is None:
+            result[transition.edges[0]] = (reached, happened)
+        else:
+            sides = (reached & before, reached & ~before)
+            result |= {edge: (side, happened) for edge, side in zip(transition.edges, sides)}
+            reached = sides[0] if transition.follows_gate else reached
+        before = happened
     return result

@@ -17,7 +17,7 @@ from data_pipeline import labels as label_rules
 from data_pipeline.hashing import hash_to_bucket
 from data_pipeline.schema import Column, Schema
 from hm3_tf.behavior_graph import BehaviorGraph
-from hm3_tf.errors import ConfigError, DataError, did_you_mean
+from hm3_tf.errors import DataError
 
 SKETCH_SLOTS = 2**20  # of the cardinality estimate; good to about 10 million distinct values
 
@@ -149,9 +149,10 @@ class SplitStatistics:
         return sum(self.label_patterns.values())
 
     def _labels(self, merged_levels: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        patterns = np.array([[digit == "1" for digit in pattern] for pattern in self.label_patterns], bool)
+        digits = [[digit == "1" for digit in pattern] for pattern in self.label_patterns]
+        patterns = np.array(digits, bool).reshape(-1, len(self.level_names))
         labels = {name: patterns[:, i] for i, name in enumerate(self.level_names)}
-        return label_rules.merge(labels, merged_levels), np.array(list(self.label_patterns.values()))
+        return label_rules.merge(labels, merged_levels), np.array(list(self.label_patterns.values()), np.int64)
 
     def rates(self) -> dict[str, float]:
         """Returns the share of impressions on which each level happened."""
@@ -174,25 +175,10 @@ class SplitStatistics:
           ConfigError: A level of the graph is not in the log.
         """
         labels, rows = self._labels(merged_levels or {})
-        for level in graph.levels:
-            if level not in labels:
-                raise ConfigError(
-                    f"the behavior graph: expected levels of the log, got {level!r}; {did_you_mean(level, labels)}; "
-                    "name the log's levels so in its schema, or use a method whose levels it has"
-                )
-        reached = np.ones(len(rows), bool) if graph.root not in labels else labels[graph.root]
-        rates = {}
-        before: np.ndarray | None = None
-        for transition in graph.transitions:
-            label = labels[transition.level]
-            for edge, happened in zip(transition.edges, (True, False)):
-                at_edge = reached if before is None else reached & (before == happened)
-                total, positive = rows[at_edge].sum(), rows[at_edge & label].sum()
-                rates[edge] = float((positive + 0.5) / (total + 1))
-            if len(transition.edges) == 1 and before is not None:
-                reached = reached & before
-            before = label
-        return rates
+        return {
+            edge: float((rows[reached & happened].sum() + 0.5) / (rows[reached].sum() + 1))
+            for edge, (reached, happened) in label_rules.edge_rows(graph, labels).items()
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what `statistics.json` holds of the split."""
@@ -203,6 +189,16 @@ class SplitStatistics:
             "violations": dict(self.violations),
             "columns": {name: dict(figures) for name, figures in self.columns.items()},
         }
+
+
+def no_statistics(schema: Schema) -> SplitStatistics:
+    """Returns the statistics of no rows: numeric columns have mean 0 and deviation 1, every rate is 1/2."""
+    columns = {
+        column.name: {"mean": [0.0] * (column.length or 1), "std": [1.0] * (column.length or 1)}
+        for column in schema.inputs
+        if column.dtype == "float"
+    }
+    return SplitStatistics(tuple(level.name for level in schema.levels), {}, {}, columns)
 
 
 def to_json(splits: Mapping[str, SplitStatistics]) -> str:

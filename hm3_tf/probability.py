@@ -33,6 +33,21 @@ def _normalize(log_p: tf.Tensor, log_not_p: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.where(rare, smaller, larger), tf.where(rare, larger, smaller)], axis=-1)
 
 
+def given_gate(gate: tf.Tensor, conditional: tf.Tensor) -> tf.Tensor:
+    """Returns (log P, log(1 - P)) of an event that needs a gate to have happened.
+
+    Args:
+      gate: float32 [batch, 2], (log P, log(1 - P)) of the gate.
+      conditional: float32 [batch, 2], likewise of the event given the gate.
+
+    Returns:
+      float32 [batch, 2], each <= 0.
+    """
+    happened = gate[..., 0] + conditional[..., 0]
+    stopped = tf.stack([gate[..., 1], gate[..., 0] + conditional[..., 1]], axis=-1)
+    return _normalize(happened, tf.reduce_logsumexp(stopped, axis=-1))
+
+
 def _logits(edges: tuple[str, ...], edge_logits: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
     for edge in edges:
         if edge not in edge_logits:
@@ -71,11 +86,7 @@ def log_probs(
         else:
             edges = tf.stack([log_bernoulli(logit) for logit in logits], axis=-2)
             state = tf.reduce_logsumexp(state[..., tf.newaxis] + edges, axis=-2)
-        if gate is None:
-            result[transition.level] = _normalize(state[..., 0], state[..., 1])
-        else:
-            happened = gate[..., 0] + state[..., 0]
-            stopped = tf.stack([gate[..., 1], gate[..., 0] + state[..., 1]], axis=-1)
-            result[transition.level] = _normalize(happened, tf.reduce_logsumexp(stopped, axis=-1))
+        pair = _normalize(state[..., 0], state[..., 1]) if gate is None else given_gate(gate, state)
+        result[transition.level] = pair
         previous = transition.level
     return result

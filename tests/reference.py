@@ -125,6 +125,8 @@ def auc(labels: Sequence[int], scores: Sequence[float]) -> float:
 
     >>> auc([0, 1, 0, 1], [0.1, 0.2, 0.2, 0.9])  # pairs: win, tie, win, win
     0.875
+    >>> auc([0, 1, 1], [7, 7, 7])
+    0.5
     """
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     positive, negative = scores[labels == 1][:, np.newaxis], scores[labels == 0][np.newaxis, :]

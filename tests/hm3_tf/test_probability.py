@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
-from hm3_tf.probability import log_bernoulli, log_probs
+from hm3_tf.probability import given_gate, log_bernoulli, log_probs
 from tests import reference
 
 GRAPHS = [
@@ -24,6 +24,7 @@ HM3_R = reference.PAPER_CHAINS["hm3_r"][0][1]
 ESM2 = reference.PAPER_CHAINS["esm2"][0][1]
 ESMM = reference.PAPER_CHAINS["esmm"][0][1]
 FROM_CLICK = [chain for method, ((_, chain), *_) in reference.PAPER_CHAINS.items() if method != "base"]
+NO_GATE = (("a", False), ("b", False), ("c", False))
 GATE_AFTER_NON_GATE = (("view", False), ("click", True), ("cart", False), ("apply", True), ("approve", False))
 TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
 
@@ -227,7 +228,7 @@ def test_the_gradient_of_a_shared_logit_is_the_number_of_rare_levels_at_4e_11():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("chain, root", [*GRAPHS, pytest.param((("a", False), ("b", False), ("c", False)), "impression")])
+@pytest.mark.parametrize("chain, root", [*GRAPHS, pytest.param(NO_GATE, "impression", id="no gate")])
 def test_gradients_are_right_where_all_logits_are_zero(chain, root, dtype):
     logits = {edge: np.zeros(2, dtype) for edge in build(chain, root).edges}
     for level, _ in chain:
@@ -269,6 +270,14 @@ def test_a_gate_after_a_level_without_one_stops_what_follows():
     actual = log_pairs(GATE_AFTER_NON_GATE, {edge: np.log([p / (1 - p)]) for edge, p in y.items()})
     expected = {"view": 0.5, "click": 0.6, "cart": 0.3, "apply": 0.3, "approve": 0.06}
     assert {level: float(np.exp(pair[0, 0])) for level, pair in actual.items()} == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_event_that_needs_a_gate_is_the_product_of_both():
+    gate, conditional = np.float32([-8, 0, 3]), np.float32([-9, 0, 4])
+    p = reference.sigmoid(gate) * reference.sigmoid(conditional)
+    q = reference.sigmoid(-gate) + reference.sigmoid(gate) * reference.sigmoid(-conditional)
+    pair = given_gate(log_bernoulli(tf.constant(gate)), log_bernoulli(tf.constant(conditional)))
+    np.testing.assert_allclose(pair, np.log(np.where(p < q, [p, 1 - p], [1 - q, q])).T, rtol=2e-6)
 
 
 @pytest.mark.parametrize("chain", FROM_CLICK, ids=lambda chain: chain[-2][0] + str(len(chain)))

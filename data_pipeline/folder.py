@@ -1,0 +1,170 @@
+"""A data folder: `schema.json`, `statistics.json` and the shards of each split."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline import labels as label_rules
+from data_pipeline import schema as schemas
+from data_pipeline import statistics as stats
+from data_pipeline import storage
+from data_pipeline.index import SplitIndex, find_corruption, load_index
+from data_pipeline.read import Reader
+from data_pipeline.schema import Column, Schema
+from hm3_tf.errors import DataError, did_you_mean
+from hm3_tf.progress import Progress
+
+SCHEMA_FILE = "schema.json"
+STATISTICS_FILE = "statistics.json"
+_KINDS = {"int64": "int64_list", "string": "bytes_list", "float": "float_list"}
+_STATISTICS_BATCH = 16_384
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFolder:
+    """A converted log, or foreign TFRecord shards beside a hand-written schema.
+
+    Attributes:
+      path: The folder.
+      schema: Its schema.
+    """
+
+    path: str
+    schema: Schema
+
+    @classmethod
+    def open(cls, path: str) -> "DataFolder":
+        """Returns the folder at a path.
+
+        Args:
+          path: Local path or URL.
+
+        Returns:
+          The folder.
+
+        Raises:
+          DataError: There is no `schema.json`.
+          ConfigError: It is not a schema.
+        """
+        storage.open_file_system(path)
+        file = storage.join(path, SCHEMA_FILE)
+        text = storage.read_text(file, "make the folder with hm3 convert or hm3 simulate, or write a schema for your shards")
+        return cls(path, schemas.from_json(text, file))
+
+    def has_split(self, name: str) -> bool:
+        """Whether the folder has shards of a split."""
+        return bool(tf.io.gfile.glob(storage.join(self.path, name, "*.tfrecord*")))
+
+    def split(self, name: str) -> SplitIndex:
+        """Returns the index of a split.
+
+        Args:
+          name: `train`, `validation`, `test` or another folder of shards.
+
+        Returns:
+          The index.
+
+        Raises:
+          DataError: The split is missing or empty, a shard is corrupt, or its first records do not hold what the schema
+            says.
+        """
+        index = load_index(storage.join(self.path, name))
+        check_records(index, self.schema)
+        return index
+
+    def statistics(self) -> dict[str, stats.SplitStatistics]:
+        """Returns the statistics of the splits: of `statistics.json`, or counted from the training shards.
+
+        Raises:
+          DataError: The file does not hold what `statistics.to_json` writes.
+        """
+        path = storage.join(self.path, STATISTICS_FILE)
+        if not tf.io.gfile.exists(path):
+            return {"train": self._count(self.split("train"))}
+        text = storage.read_text(path, "convert the log again")
+        return stats.from_json(text, [level.name for level in self.schema.levels], path)
+
+    def _count(self, index: SplitIndex) -> stats.SplitStatistics:
+        builder = stats.StatisticsBuilder(self.schema)
+        names = tuple(column.name for column in self.schema.columns if column.role not in ("ignored", "truth"))
+        reader = Reader(index, self.schema, (), sample_weights=False, carry=names)
+        with Progress("count", index.rows) as progress, explained_read_errors(index):
+            for _, _, weights, columns in reader.ordered_dataset(_STATISTICS_BATCH):
+                real = weights.numpy() > 0
+                rows = {name: column.numpy()[real] for name, column in columns.items()}
+                labels, violations = label_rules.nest(
+                    self.schema.levels, label_rules.raw_flags(self.schema.levels, rows)
+                )
+                builder.add_rows(rows, labels)
+                builder.add_violations(violations)
+                progress.advance(int(np.count_nonzero(real)))
+        return builder.result()
+
+
+def check_records(index: SplitIndex, schema: Schema) -> None:
+    """Checks the first block of a split against the schema, before anything is trained on it.
+
+    Args:
+      index: The split.
+      schema: What its records should hold.
+
+    Raises:
+      DataError: A column is in none of the records, or holds values of another dtype.
+    """
+    shard, offset, records, _ = (int(value) for value in index.blocks[0])
+    file = index.files[shard]
+    kinds: dict[str, str] = {}
+    with explained_read_errors(index):
+        first = tf.data.TFRecordDataset(file).take(records if offset == 0 else 0)
+        for record in first.as_numpy_iterator():
+            for name, feature in tf.train.Example.FromString(record).features.feature.items():
+                kinds.setdefault(name, feature.WhichOneof("kind") or "")
+    for column in _expected(schema):
+        if column.name not in kinds:
+            raise DataError(
+                f"{file}: expected the column {column.name!r} of the schema, found none in the first {records} records; "
+                f"{did_you_mean(column.name, kinds)}; mend the schema, or give the column the role 'ignored'"
+            )
+        if kinds[column.name] not in ("", _KINDS[column.dtype]):
+            found = next(dtype for dtype, kind in _KINDS.items() if kind == kinds[column.name])
+            raise DataError(
+                f"{file}: column {column.name!r}: expected {column.dtype} as the schema says, found {found}; mend the schema"
+            )
+
+
+def _expected(schema: Schema) -> Sequence[Column]:
+    return [column for column in schema.columns if column.role not in ("ignored", "truth")]
+
+
+_READ_ERRORS = (
+    r"column '[^']*' of dtype \w+ does not have its values[^\n;]*"
+    r"|data\.nesting is 'error', but[^\n;]*|Key: [^\n;]*|Could not parse example[^\n;]*"
+)
+
+
+@contextlib.contextmanager
+def explained_read_errors(index: SplitIndex) -> Iterator[None]:
+    """Turns TensorFlow's reading errors within the block into one line with file, offset and column.
+
+    Args:
+      index: The split that is read.
+
+    Raises:
+      DataError: A record was corrupt, or did not hold what the schema says.
+    """
+    folder = index.files[0].rsplit("/", 1)[0]
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        raise find_corruption(index) or DataError(f"{folder}: {error.message}") from error
+    except tf.errors.InvalidArgumentError as error:
+        reason = re.search(_READ_ERRORS, error.message)
+        if reason is None:
+            raise
+        raise DataError(
+            f"{folder}: expected records as the schema says, but {reason.group(0)}; mend the schema or the log"
+        ) from error

@@ -1,0 +1,255 @@
+"""What a run is: typed sections that `--config.section.field=value` sets, then checked and frozen."""
+
+import copy
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from hm3_tf.behavior_graph import Behavior, BehaviorGraph
+from hm3_tf.errors import ConfigError, did_you_mean
+from hm3_tf.methods import Method, get_method
+
+PRECISIONS = ("float32", "bfloat16")
+STRATEGIES = ("one_device", "mirrored", "multi_worker")
+
+
+class LossWeights(dict[str, float]):
+    """Weights of the levels' losses; a level that is not named has weight 1."""
+
+    def __missing__(self, level: str) -> float:
+        """Lets a flag name any level: `--config.training.loss_weights.purchase=3`."""
+        return 1.0
+
+
+class _Section:
+    """Makes a dataclass immutable once it is checked: flags set fields in place, nothing after them may."""
+
+    _frozen = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._frozen:
+            raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of a checked config")
+        object.__setattr__(self, name, value)
+
+
+@dataclasses.dataclass
+class ModelConfig(_Section):
+    """The network.
+
+    Attributes:
+      method: Method of the paper: base, esmm, esm2, esm2_mi, hm3, hm3_r; with `graph` any name.
+      graph: A behavior graph of one's own instead of the method's.
+      tower_units: Widths of a tower's ReLU layers (ESM2: 512-256-128-32).
+      dropout: Share of units dropped in training (ESM2: 0.5).
+      embedding_dim: Width of embeddings.
+      embedding_dims: {table: width} where it differs.
+      hash_buckets: {table: rows} where they differ from the schema's.
+      features: Columns to use; empty for all inputs of the schema.
+      cross_layers: Number of cross layers (DCN-v2, Wang et al., WWW 2021) between the inputs and the towers.
+    """
+
+    method: str = "hm3"
+    graph: BehaviorGraph | None = None
+    tower_units: tuple[int, ...] = (512, 256, 128, 32)
+    dropout: float = 0.5
+    embedding_dim: int = 16
+    embedding_dims: dict[str, int] = dataclasses.field(default_factory=dict)
+    hash_buckets: dict[str, int] = dataclasses.field(default_factory=dict)
+    features: tuple[str, ...] = ()
+    cross_layers: int = 0
+
+
+@dataclasses.dataclass
+class DataConfig(_Section):
+    """The reading of the log.
+
+    Attributes:
+      nesting: Policy for labels that break the hierarchy: coerce, drop or error.
+      shuffle_rows: Rows that are shuffled together on a worker; blocks are shuffled over the whole split.
+    """
+
+    nesting: str = "coerce"
+    shuffle_rows: int = 131_072
+
+
+@dataclasses.dataclass
+class TrainingConfig(_Section):
+    """The optimization.
+
+    Attributes:
+      global_batch_size: Rows of a step over all replicas.
+      epochs: Passes over the training split.
+      max_steps: Steps after which training ends, or 0 for all of the epochs.
+      learning_rate: Step size of Adam (HM3: 0.0005).
+      optimizer: lazy_adam (touches only the batch's rows of a table) or adam (Keras').
+      precision: float32, or bfloat16 for the towers' matrix products.
+      seed: Seeds the weights, the shuffle and the dropout.
+      loss_weights: {level: weight of its loss}.
+      edge_loss_weight: Weight of the full-path likelihood; 0 is the paper.
+      log_every_steps: Steps between lines of metrics.jsonl.
+      checkpoint_every_steps: Steps between checkpoints, besides one at each epoch's end.
+      keep_checkpoints: Latest checkpoints that are kept.
+      best_metric: Figure of the validation split that chooses the best checkpoint: `pctcvr.auc`, `pcvr.log_loss`, ...
+      early_stopping_epochs: Epochs without a better one after which training ends, or 0 for never.
+    """
+
+    global_batch_size: int = 4096
+    epochs: int = 2
+    max_steps: int = 0
+    learning_rate: float = 5e-4
+    optimizer: str = "lazy_adam"
+    precision: str = "float32"
+    seed: int = 0
+    loss_weights: dict[str, float] = dataclasses.field(default_factory=LossWeights)
+    edge_loss_weight: float = 0.0
+    log_every_steps: int = 100
+    checkpoint_every_steps: int = 1000
+    keep_checkpoints: int = 3
+    best_metric: str = "pctcvr.auc"
+    early_stopping_epochs: int = 0
+
+
+@dataclasses.dataclass
+class DistributionConfig(_Section):
+    """Where the replicas are.
+
+    Attributes:
+      strategy: one_device, mirrored (all GPUs of this machine) or multi_worker (of the cluster in TF_CONFIG).
+    """
+
+    strategy: str = "one_device"
+
+
+@dataclasses.dataclass
+class Config(_Section):
+    """All of a run's settings."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
+
+    @property
+    def method(self) -> Method:
+        """The method: the paper's, or one of the config's own graph.
+
+        Raises:
+          ConfigError: There is no such method, or the graph does not make one.
+        """
+        if self.model.graph is None:
+            return get_method(self.model.method)
+        return Method(self.model.method, "own graph", (self.model.graph,))
+
+
+def checked(config: Config) -> Config:
+    """Returns a frozen copy of a config.
+
+    Args:
+      config: The config as flags left it.
+
+    Returns:
+      The copy; assigning to a field of it raises.
+
+    Raises:
+      ConfigError: A value is out of range or of another type; the field is named.
+    """
+    config = copy.deepcopy(config)
+    for name, section in _sections(config):
+        for field in dataclasses.fields(section):
+            _check_type(f"{name}.{field.name}", getattr(section, field.name), field.type)
+    levels = config.method.levels
+    model, training = config.model, config.training
+    positive = (
+        *(("model.tower_units", width) for width in model.tower_units),
+        ("model.embedding_dim", model.embedding_dim),
+        ("data.shuffle_rows", config.data.shuffle_rows),
+        *((f"training.{name}", getattr(training, name)) for name in _POSITIVE),
+    )
+    for name, value in positive:
+        _require(value > 0, name, "a number above 0", value)
+    for name in ("max_steps", "edge_loss_weight", "early_stopping_epochs", "seed"):
+        _require(getattr(training, name) >= 0, f"training.{name}", "a number of at least 0", getattr(training, name))
+    _require(0 <= model.dropout < 1, "model.dropout", "a share in [0, 1)", model.dropout)
+    _require(model.cross_layers >= 0, "model.cross_layers", "a number of at least 0", model.cross_layers)
+    _require_one_of(training.precision, PRECISIONS, "training.precision")
+    _require_one_of(config.distribution.strategy, STRATEGIES, "distribution.strategy")
+    for level in training.loss_weights:
+        _require_one_of(level, levels, "training.loss_weights")
+    for part in (config, *(section for _, section in _sections(config))):
+        object.__setattr__(part, "_frozen", True)
+    return config
+
+
+_POSITIVE = (
+    *("global_batch_size", "epochs", "learning_rate", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"),
+)
+
+
+def _sections(config: Config) -> list[tuple[str, Any]]:
+    return [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+
+
+def _require(condition: bool, name: str, expected: str, value: Any) -> None:
+    if not condition:
+        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _require_one_of(value: str, known: tuple[str, ...], name: str) -> None:
+    _require(value in known, name, f"one of {known} ({did_you_mean(value, known)})", value)
+
+
+def _check_type(name: str, value: Any, expected: Any) -> None:
+    allowed = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    classes = tuple(typing.get_origin(item) or item for item in allowed)
+    if float in classes and isinstance(value, int) and not isinstance(value, bool):
+        return
+    _require(isinstance(value, classes), name, getattr(expected, "__name__", str(expected)), value)
+    for item in value if isinstance(value, tuple) and typing.get_args(expected) else ():
+        _check_type(name, item, typing.get_args(expected)[0])
+
+
+def to_json(config: Config) -> str:
+    """Returns `config.json` of a config."""
+    return json.dumps(dataclasses.asdict(config), indent=1)
+
+
+def from_json(text: str, path: str = "config.json") -> Config:
+    """Returns the checked config of a `config.json`.
+
+    Args:
+      text: The file's text.
+      path: Its path, for errors.
+
+    Returns:
+      The frozen config.
+
+    Raises:
+      ConfigError: The text is not JSON, or holds a field or value that no config has.
+    """
+    try:
+        data = json.loads(text)
+        config = Config()
+        for name, values in data.items():
+            section = getattr(config, _known(name, dict(_sections(config)), path))
+            for field, value in values.items():
+                setattr(section, _known(field, vars(section), f"{path}: {name}"), _from_plain(field, value))
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: expected the JSON of a config, got {error!r}") from error
+    return checked(config)
+
+
+def _known(name: str, known: Mapping[str, Any], where: str) -> str:
+    if name not in known:
+        raise ConfigError(f"{where}: unknown field {name!r}; {did_you_mean(name, known)}")
+    return name
+
+
+def _from_plain(field: str, value: Any) -> Any:
+    if field == "graph" and value is not None:
+        return BehaviorGraph(tuple(Behavior(**behavior) for behavior in value["behaviors"]), value["root"])
+    if field == "loss_weights":
+        return LossWeights(value)
+    return tuple(value) if isinstance(value, list) else value

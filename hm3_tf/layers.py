@@ -1,0 +1,221 @@
+"""Layers of the network: shared embeddings, numeric inputs, parallel towers and the behavior graph."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+import tf_keras as keras
+
+from hm3_tf.behavior_graph import IMPRESSION, BehaviorGraph
+from hm3_tf.errors import ConfigError
+from hm3_tf.features import MISSING_BUCKET, HashedFeature, NumericFeature, Table, embedding_tables
+from hm3_tf.probability import given_gate, log_probs
+
+_INT32_ROWS = 2**31 - 1
+
+
+class HashedEmbeddings(keras.layers.Layer):
+    """Embeds hashed features; every table of one width is a range of rows of one variable.
+
+    One gather a width serves all its columns. Several values of a row are pooled; missing ones do not count, and a row
+    without values is a zero vector.
+
+    Args:
+      features: The hashed features.
+      seed: Seeds the tables.
+      **kwargs: Of `keras.layers.Layer`.
+
+    Raises:
+      ConfigError: The tables of one width have more rows together than an int32 can number.
+    """
+
+    def __init__(self, features: Sequence[HashedFeature], seed: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self._features = tuple(features)
+        self._seed = seed
+        self._tables: dict[int, list[Table]] = {}
+        for table in embedding_tables(self._features):
+            self._tables.setdefault(table.dim, []).append(table)
+        for dim, tables in self._tables.items():
+            rows = sum(table.rows for table in tables)
+            if rows > _INT32_ROWS:
+                raise ConfigError(
+                    f"the embedding tables of width {dim} have {rows:,} rows together, expected at most "
+                    f"{_INT32_ROWS:,}; lower model.hash_buckets"
+                )
+
+    def build(self, input_shape) -> None:
+        """Creates one variable a width: float32 [rows of all its tables, width]."""
+        self._variables = {
+            dim: self.add_weight(
+                f"embeddings_{dim}",
+                (sum(table.rows for table in tables), dim),
+                initializer=keras.initializers.RandomUniform(-0.05, 0.05, self._seed),
+            )
+            for dim, tables in self._tables.items()
+        }
+        super().build(input_shape)
+
+    def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Embeds a batch.
+
+        Args:
+          inputs: {feature: int32 [batch] or [batch, length]} rows of its table.
+
+        Returns:
+          float32 [batch, sum of widths over the features], grouped by width.
+        """
+        return tf.concat([self._embed(dim, inputs) for dim in self._tables], axis=-1)
+
+    def _embed(self, dim: int, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        starts: dict[str, int] = {}
+        end = 0
+        for table in self._tables[dim]:
+            starts[table.name], end = end, end + table.rows
+        features = sorted((f for f in self._features if f.dim == dim), key=lambda f: f.length is not None)
+        ids = [inputs[f.name][:, tf.newaxis] if f.length is None else inputs[f.name] for f in features]
+        lengths = [f.length or 1 for f in features]
+        offsets = [starts[f.table] for f, length in zip(features, lengths) for _ in range(length)]
+        rows = tf.gather(self._variables[dim], tf.concat(ids, axis=-1) + tf.constant(offsets, tf.int32))
+        singles = sum(f.length is None for f in features)
+        parts = [tf.reshape(rows[:, :singles], [-1, singles * dim])] if singles else []
+        several = tf.split(rows[:, singles:], lengths[singles:], axis=1) if singles < len(features) else []
+        parts += [_pool(f, i, r) for f, i, r in zip(features[singles:], ids[singles:], several)]
+        return tf.concat(parts, axis=-1)
+
+
+def _pool(feature: HashedFeature, ids: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Combines the embeddings [batch, length, dim] of the values that are present into [batch, dim]."""
+    present = tf.cast(tf.not_equal(ids, MISSING_BUCKET), rows.dtype)
+    total = tf.einsum("bl,bld->bd", present, rows)
+    if feature.combiner == "sum":
+        return total
+    return tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1, keepdims=True))
+
+
+class NumericInputs(keras.layers.Layer):
+    """Feeds numbers as tanh((x - mean) / std) (ESM2, Section 4.3.3); a missing number (NaN) or a constant one as 0.
+
+    Args:
+      features: The numeric features.
+      **kwargs: Of `keras.layers.Layer`.
+    """
+
+    def __init__(self, features: Sequence[NumericFeature], **kwargs) -> None:
+        super().__init__(**kwargs)
+        self._features = tuple(features)
+
+    def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Standardizes a batch.
+
+        Args:
+          inputs: {feature: float32 [batch] or [batch, length]}.
+
+        Returns:
+          float32 [batch, sum of lengths].
+        """
+        values = tf.concat([tf.reshape(inputs[f.name], [-1, len(f.mean)]) for f in self._features], axis=-1)
+        mean = tf.constant([m for f in self._features for m in f.mean], tf.float32)
+        scale = tf.constant([1 / s if s > 0 else 0.0 for f in self._features for s in f.std], tf.float32)
+        return tf.where(tf.math.is_nan(values), 0.0, tf.tanh((values - mean) * scale))
+
+
+class _EachTower(keras.initializers.Initializer):
+    """Initializes each slice [in, out] of a stacked kernel by itself, so that its fans are not those of the stack."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, shape, dtype=None, **kwargs) -> tf.Tensor:
+        slices = [keras.initializers.GlorotUniform(self._seed + tower) for tower in range(shape[0])]
+        return tf.stack([initialize(shape[1:], dtype) for initialize in slices])
+
+
+class ParallelTowers(keras.layers.Layer):
+    """One multi-layer perceptron an edge on shared inputs, all edges in one batched product a layer.
+
+    Args:
+      base_rates: {edge: rate in (0, 1)} at which its logit starts.
+      units: Widths of the ReLU layers; one logit follows.
+      dropout: Share of the units of each ReLU layer that is dropped in training.
+      seed: Seeds the kernels.
+      **kwargs: Of `keras.layers.Layer`; `dtype="mixed_bfloat16"` multiplies in bfloat16.
+    """
+
+    def __init__(
+        self, base_rates: Mapping[str, float], units: Sequence[int], dropout: float, seed: int, **kwargs
+    ) -> None:
+        super().__init__(**kwargs)
+        self._base_rates = dict(base_rates)
+        self._units = tuple(units)
+        self._dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self._seed = seed
+
+    def build(self, input_shape) -> None:
+        """Creates a kernel [towers, in, out] and a bias [towers, 1, out] a layer."""
+        widths = [int(input_shape[-1]), *self._units, 1]
+        towers = len(self._base_rates)
+        logits = [math.log(rate / (1 - rate)) for rate in self._base_rates.values()]
+        self._kernels, self._biases = [], []
+        for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:])):
+            last = i == len(self._units)
+            kernel = _EachTower(self._seed + i * towers)
+            bias = keras.initializers.Constant([[[z]] for z in logits]) if last else keras.initializers.Zeros()
+            self._kernels.append(self.add_weight(f"kernel_{i}", (towers, fan_in, fan_out), initializer=kernel))
+            self._biases.append(self.add_weight(f"bias_{i}", (towers, 1, fan_out), initializer=bias))
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
+        """Runs the towers.
+
+        Args:
+          inputs: float [batch, width].
+          training: Whether dropout is on.
+
+        Returns:
+          {edge: float32 logit [batch]}.
+        """
+        state = tf.cast(inputs, self.compute_dtype)[tf.newaxis]
+        for kernel, bias in zip(self._kernels[:-1], self._biases[:-1]):
+            state = self._dropout(tf.nn.relu(tf.matmul(state, kernel) + bias), training=training)
+        logits = tf.matmul(state, self._kernels[-1])
+        logits = tf.cast(logits, tf.float32) + tf.cast(self._biases[-1], tf.float32)
+        return dict(zip(self._base_rates, tf.unstack(logits[..., 0])))
+
+
+class ProbabilityGraph(keras.layers.Layer):
+    """Composes the towers of a method's chains into the probabilities of its levels (HM3, Eq. 1-4).
+
+    Args:
+      graphs: The chains; each later one starts at the last level of the one before.
+      **kwargs: Of `keras.layers.Layer`.
+    """
+
+    def __init__(self, graphs: Sequence[BehaviorGraph], **kwargs) -> None:
+        super().__init__(**kwargs)
+        self._graphs = tuple(graphs)
+
+    def call(self, edge_logits: Mapping[str, tf.Tensor]) -> dict[str, dict[str, tf.Tensor]]:
+        """Composes a batch.
+
+        Args:
+          edge_logits: {edge: float32 [batch]}.
+
+        Returns:
+          {sample space: {level: float32 [batch, 2]}}, natural-log (P, 1 - P) of each level given that the row is in the
+          space: `impression` (all rows), the click level, and the root of every chain.
+        """
+        click = self._graphs[0].levels[0]
+        spaces = dict.fromkeys([IMPRESSION, click, *(graph.root for graph in self._graphs)])
+        return {space: self._given(space, edge_logits) for space in spaces}
+
+    def _given(self, space: str, edge_logits: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        result: dict[str, tf.Tensor] = {}
+        for graph in self._graphs:
+            if space == graph.root or space in graph.levels[:-1]:
+                result |= log_probs(graph, edge_logits, given=space)
+            elif graph.root in result:
+                gate = result[graph.root]
+                chain = log_probs(graph, edge_logits)
+                result |= {level: given_gate(gate, pair) for level, pair in chain.items()}
+        return result

@@ -1,0 +1,174 @@
+"""The model that is trained: a network and a task."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+import tf_keras as keras
+
+from data_pipeline.inputs import select_features
+from data_pipeline.schema import Schema
+from data_pipeline.statistics import SplitStatistics, no_statistics
+from hm3_tf.behavior_graph import IMPRESSION
+from hm3_tf.config import Config, checked
+from hm3_tf.features import Feature
+from hm3_tf.losses import CompositeLoss
+from hm3_tf.network import build_network
+from hm3_tf.optimizers import make_optimizer
+
+
+class LossMeter(keras.metrics.Metric):
+    """Sums the loss and the loss of each level over rows, so that any stretch of steps has exact means.
+
+    Args:
+      levels: Names of the levels.
+      **kwargs: Of `keras.metrics.Metric`.
+    """
+
+    def __init__(self, levels: Sequence[str], **kwargs) -> None:
+        super().__init__(**kwargs)
+        self._names = ("loss", *levels)
+        self.sums = self.add_weight("sums", (len(self._names) + 1,), initializer="zeros", dtype=tf.float64)
+
+    def update_state(self, loss: tf.Tensor, level_losses: Sequence[tf.Tensor], rows: tf.Tensor) -> None:
+        """Adds a batch: sums over its rows, float32 scalars, and its number of rows (sum of weights)."""
+        self.sums.assign_add(tf.cast(tf.stack([loss, *level_losses, rows]), tf.float64))
+
+    def reset_state(self) -> None:
+        """Starts anew."""
+        self.sums.assign(tf.zeros_like(self.sums))
+
+    def result(self) -> tf.Tensor:
+        """Returns the mean loss of the rows since the last reset: float64 scalar, nats an impression."""
+        return tf.math.divide_no_nan(self.sums[0], self.sums[-1])
+
+    def means(self, since: tf.Tensor) -> dict[str, float]:
+        """Returns the means over the rows since an earlier value of `sums`: {"loss" or level: nats an impression}."""
+        difference = (self.sums.read_value() - since).numpy()
+        return dict(zip(self._names, (difference[:-1] / max(difference[-1], 1e-12)).tolist()))
+
+
+class ConversionModel(tfrs.Model):
+    """A network and the task that trains it.
+
+    The loss is divided by the number of replicas: each sees its part of the global batch, and their gradients add up.
+
+    Args:
+      network: Features to predictions, see `build_network`.
+      task: Labels and predictions to a loss.
+    """
+
+    def __init__(self, network: keras.Model, task: CompositeLoss) -> None:
+        super().__init__()
+        self.network = network
+        self.task = task
+        self.loss_meter = LossMeter(task.levels, name="mean_loss")
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, Any]:
+        """Runs the network: {feature: [batch] or [batch, length]} to its predictions."""
+        return self.network(inputs, training=training)
+
+    def compute_loss(self, inputs: tuple, training: bool = False) -> tf.Tensor:
+        """Returns this replica's part of the loss of the global batch.
+
+        Args:
+          inputs: (features, labels) or (features, labels, sample weights), as the reader yields them.
+          training: Whether dropout is on.
+
+        Returns:
+          float32 scalar.
+        """
+        features, labels, *rest = inputs
+        predictions = self(features, training=training)
+        weights = rest[0] if rest else tf.ones_like(next(iter(labels.values())))
+        loss = self.task(labels, predictions, sample_weight=weights)
+        levels = self.task.level_losses(labels, predictions)
+        sums = [tf.reduce_sum(levels[level] * weights) for level in self.task.levels]
+        rows = tf.cast(tf.shape(weights)[0], tf.float32)
+        self.loss_meter.update_state(loss * rows, sums, tf.reduce_sum(weights))
+        return loss / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def train_step(self, inputs: tuple) -> dict[str, tf.Tensor]:
+        """Takes a step; returns the mean loss since the start of the epoch."""
+        return {"loss": super().train_step(inputs)[self.loss_meter.name]}
+
+    def test_step(self, inputs: tuple) -> dict[str, tf.Tensor]:
+        """Evaluates a batch; returns the mean loss since the start."""
+        return {"loss": super().test_step(inputs)[self.loss_meter.name]}
+
+
+def probabilities(predictions: dict[str, Any], levels: Sequence[str]) -> dict[str, tf.Tensor]:
+    """Returns what a model is asked for.
+
+    Args:
+      predictions: Of the network.
+      levels: The method's levels; the first is the click, the last the conversion.
+
+    Returns:
+      {"pctr", "pcvr", "pctcvr", and "p_" + each level between: float32 [batch]}: P(click), P(conversion | click),
+      P(conversion) and P(level), the latter two over impressions.
+    """
+    log_probs = predictions["log_probs"]
+    click, *between, purchase = levels
+    chosen = {
+        "pctr": log_probs[IMPRESSION][click],
+        "pcvr": log_probs[click][purchase],
+        "pctcvr": log_probs[IMPRESSION][purchase],
+        **{f"p_{level}": log_probs[IMPRESSION][level] for level in between},
+    }
+    return {name: tf.exp(pair[..., 0]) for name, pair in chosen.items()}
+
+
+def model_features(config: Config, schema: Schema, train: SplitStatistics) -> tuple[Feature, ...]:
+    """Returns the features that a config selects from a log.
+
+    Args:
+      config: The config.
+      schema: The log's schema.
+      train: Statistics of the training split.
+
+    Returns:
+      The features.
+
+    Raises:
+      ConfigError: The config names a column or table that is not one.
+    """
+    model = config.model
+    return select_features(
+        schema,
+        train,
+        names=model.features,
+        default_dim=model.embedding_dim,
+        dims=model.embedding_dims,
+        buckets=model.hash_buckets,
+    )
+
+
+def build_model(config: Config, schema: Schema, statistics: SplitStatistics | None = None) -> ConversionModel:
+    """Returns a compiled Keras model: fit, evaluate, predict.
+
+    Args:
+      config: The run's config.
+      schema: The log's schema.
+      statistics: Of the training split: moments of numeric columns, rates at which towers start. Without them numeric
+        columns are taken as standardized and towers start at probability 1/2.
+
+    Returns:
+      The model. It reads what `data_pipeline.read.Reader` yields.
+
+    Raises:
+      ConfigError: Config and schema do not fit.
+    """
+    config = checked(config)
+    method, training = config.method, config.training
+    train = statistics or no_statistics(schema)
+    rates = {e: r for graph in method.graphs for e, r in train.edge_rates(graph, method.merged_levels).items()}
+    features = model_features(config, schema, train)
+    network = build_network(
+        method, features, rates, config.model, precision=training.precision, seed=training.seed
+    )
+    model = ConversionModel(network, CompositeLoss(method.graphs, training.loss_weights, training.edge_loss_weight))
+    optimizer = make_optimizer(training.optimizer, training.learning_rate)
+    model.compile(optimizer=optimizer, weighted_metrics=[])
+    return model

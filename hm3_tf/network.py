@@ -1,0 +1,87 @@
+"""The network: features to the log-probabilities of a method's levels, as a functional Keras model."""
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+import tf_keras as keras
+
+from hm3_tf.config import ModelConfig
+from hm3_tf.features import Feature, HashedFeature, NumericFeature
+from hm3_tf.layers import HashedEmbeddings, NumericInputs, ParallelTowers, ProbabilityGraph
+from hm3_tf.methods import Method
+
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+
+def network_inputs(features: Sequence[Feature]) -> dict[str, keras.Input]:
+    """Returns a symbolic input for each feature: int32 table rows or float32, [batch] or [batch, length]."""
+    return {
+        feature.name: keras.Input(
+            shape=() if feature.length is None else (feature.length,),
+            dtype=tf.int32 if isinstance(feature, HashedFeature) else tf.float32,
+            name=feature.name,
+        )
+        for feature in features
+    }
+
+
+def build_network(
+    method: Method,
+    features: Sequence[Feature],
+    edge_rates: Mapping[str, float],
+    config: ModelConfig,
+    *,
+    precision: str = "float32",
+    seed: int = 0,
+) -> keras.Model:
+    """Returns the network of a method.
+
+    The chains of a method share nothing: one that has a single chain (all but BASE) has one embedding layer under all
+    its towers.
+
+    Args:
+      method: The method.
+      features: Its features.
+      edge_rates: {edge: rate in (0, 1)} at which its towers start.
+      config: Widths and dropout.
+      precision: `float32`, or `bfloat16` for the towers' matrix products.
+      seed: Seeds the weights.
+
+    Returns:
+      A functional model from {feature: [batch] or [batch, length]} to a dict of `log_probs`
+      {sample space: {level: float32 [batch, 2]}} (see `ProbabilityGraph`) and `edge_logits` {edge: float32 [batch]}.
+    """
+    inputs = network_inputs(features)
+    logits: dict[str, tf.Tensor] = {}
+    for i, graph in enumerate(method.graphs):
+        name = f"_{i}" if i else ""
+        trunk = _trunk(inputs, features, config, name, seed + 1000 * i)
+        towers = ParallelTowers(
+            {edge: edge_rates[edge] for edge in graph.edges},
+            config.tower_units,
+            config.dropout,
+            seed + 1000 * i,
+            name=f"towers{name}",
+            dtype=_POLICIES[precision],
+        )
+        logits |= towers(trunk)
+    log_probs = ProbabilityGraph(method.graphs, name="probability_graph")(logits)
+    return keras.Model(inputs, {"log_probs": log_probs, "edge_logits": logits}, name=method.name)
+
+
+def _trunk(
+    inputs: Mapping[str, tf.Tensor], features: Sequence[Feature], config: ModelConfig, name: str, seed: int
+) -> tf.Tensor:
+    """Returns what the towers of one chain read: float32 [batch, width]."""
+    hashed = [feature for feature in features if isinstance(feature, HashedFeature)]
+    numeric = [feature for feature in features if isinstance(feature, NumericFeature)]
+    parts = []
+    if hashed:
+        parts.append(HashedEmbeddings(hashed, seed, name=f"embeddings{name}")({f.name: inputs[f.name] for f in hashed}))
+    if numeric:
+        parts.append(NumericInputs(numeric, name=f"numeric{name}")({f.name: inputs[f.name] for f in numeric}))
+    trunk = start = keras.layers.Concatenate(name=f"inputs{name}")(parts) if len(parts) > 1 else parts[0]
+    for i in range(config.cross_layers):
+        trunk = tfrs.layers.dcn.Cross(name=f"cross{name}_{i}")(start, trunk)
+    return trunk

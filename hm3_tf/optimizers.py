@@ -1,0 +1,65 @@
+"""Adam whose cost does not depend on the size of the embedding tables."""
+
+import tensorflow as tf
+import tf_keras as keras
+
+from hm3_tf.errors import ConfigError, did_you_mean
+
+
+class LazyAdam(keras.optimizers.Adam):
+    """Adam (Kingma and Ba, ICLR 2015) that touches only the rows of the batch in embedding tables.
+
+    Dense weights get exactly Keras' Adam. Of a table only rows with a gradient move, and only their moments decay, so
+    a step costs the same for a table of ten million rows as for a small one. Keras' Adam also moves the other rows, by
+    their old momentum; `training.optimizer=adam` selects it.
+    """
+
+    def __init__(self, learning_rate: float = 0.001, **kwargs) -> None:
+        kwargs.setdefault("jit_compile", False)
+        super().__init__(learning_rate=learning_rate, **kwargs)
+
+    def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
+        """Updates one variable.
+
+        Args:
+          gradient: Dense, or slices with distinct indices (Keras sums duplicates before).
+          variable: The variable.
+        """
+        if not isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable)
+            return
+        index = self._index_dict[self._var_key(variable)]
+        first, second = self._momentums[index], self._velocities[index]
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        correction = tf.sqrt(1 - tf.pow(self.beta_2, step)) / (1 - tf.pow(self.beta_1, step))
+        rate = tf.cast(self.learning_rate, variable.dtype) * correction
+
+        rows, values = gradient.indices, gradient.values
+        mean = self.beta_1 * tf.gather(first, rows) + (1 - self.beta_1) * values
+        square = self.beta_2 * tf.gather(second, rows) + (1 - self.beta_2) * tf.square(values)
+        first.scatter_update(tf.IndexedSlices(mean, rows))
+        second.scatter_update(tf.IndexedSlices(square, rows))
+        variable.scatter_sub(tf.IndexedSlices(rate * mean / (tf.sqrt(square) + self.epsilon), rows))
+
+
+OPTIMIZERS = {"lazy_adam": LazyAdam, "adam": keras.optimizers.Adam}
+
+
+def make_optimizer(name: str, learning_rate: float) -> keras.optimizers.Optimizer:
+    """Returns an optimizer.
+
+    Args:
+      name: `lazy_adam` or `adam`.
+      learning_rate: Step size.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ConfigError: The name is neither.
+    """
+    if name not in OPTIMIZERS:
+        raise ConfigError(
+            f"training.optimizer: expected one of {tuple(OPTIMIZERS)}, got {name!r}; {did_you_mean(name, OPTIMIZERS)}"
+        )
+    return OPTIMIZERS[name](learning_rate=learning_rate)
