@@ -20,8 +20,8 @@ RECORD_FORMATS = ("packed", "row")
 ROWS_KEY = "#rows"  # of a packed Example: its number of impressions
 _LENGTHS_SUFFIX = "#lengths"  # of a packed variable-length column: values a row
 
-_MISSING = {"int64": MISSING_INT64, "string": MISSING_STRING, "float": float("nan")}
-_TF_DTYPES = {"int64": tf.int64, "string": tf.string, "float": tf.float32}
+MISSING = {"int64": MISSING_INT64, "string": MISSING_STRING, "float": float("nan")}
+TF_DTYPES = {"int64": tf.int64, "string": tf.string, "float": tf.float32}
 ARROW_TYPES = {"int64": pa.int64(), "string": pa.binary(), "float": pa.float32()}
 
 
@@ -43,7 +43,7 @@ def flat_values(column: Column, array: pa.Array) -> np.ndarray:
     """Returns the values of a column row after row, missing ones as they are written: int64, float32 or bytes [values]."""
     flat = array if column.shape == SCALAR else array.flatten()
     if flat.null_count:
-        flat = pc.fill_null(flat, pa.scalar(_MISSING[column.dtype], flat.type))
+        flat = pc.fill_null(flat, pa.scalar(MISSING[column.dtype], flat.type))
     return flat.to_numpy(zero_copy_only=False)
 
 
@@ -102,7 +102,7 @@ def encode_rows(batch: pa.RecordBatch, columns: Sequence[Column]) -> list[bytes]
 
 def _pad(ragged: tf.RaggedTensor, column: Column) -> tf.Tensor:
     """Cuts and pads each row of a variable-length column to its declared length."""
-    return ragged.to_tensor(_MISSING[column.dtype], shape=[None, column.length])
+    return ragged.to_tensor(MISSING[column.dtype], shape=[None, column.length])
 
 
 def parse_packed(serialized: tf.Tensor, columns: Sequence[Column]) -> dict[str, tf.Tensor]:
@@ -120,7 +120,7 @@ def parse_packed(serialized: tf.Tensor, columns: Sequence[Column]) -> dict[str, 
     """
     specs = {ROWS_KEY: tf.io.FixedLenFeature([], tf.int64)}
     for column in columns:
-        specs[column.name] = tf.io.RaggedFeature(_TF_DTYPES[column.dtype])
+        specs[column.name] = tf.io.RaggedFeature(TF_DTYPES[column.dtype])
         if column.shape == VARIABLE:
             specs[column.name + _LENGTHS_SUFFIX] = tf.io.RaggedFeature(tf.int64)
     parsed = tf.io.parse_example(serialized, specs)
@@ -158,11 +158,11 @@ def parse_rows(serialized: tf.Tensor, columns: Sequence[Column]) -> dict[str, tf
     """
     specs = {}
     for column in columns:
-        dtype = _TF_DTYPES[column.dtype]
+        dtype = TF_DTYPES[column.dtype]
         if column.shape == VARIABLE:
             specs[column.name] = tf.io.RaggedFeature(dtype)
         else:
-            default = np.full(column.shape, _MISSING[column.dtype])
+            default = np.full(column.shape, MISSING[column.dtype])
             specs[column.name] = tf.io.FixedLenFeature(column.shape, dtype, default)
     parsed = tf.io.parse_example(serialized, specs)
     return {c.name: _pad(parsed[c.name], c) if c.shape == VARIABLE else parsed[c.name] for c in columns}

@@ -28,7 +28,7 @@ LEVELS = {"click": ("click",), "d_mi": tuple(MICRO_MIX), "d_ma": tuple(MACRO_MIX
 USER_ATTRIBUTES = {"city": (30, 0.15), "age": (7, 0.15), "gender": (2, 0.10), "power": (5, 0.15)}
 ITEM_ATTRIBUTES = {"category": (24, 0.35), "brand": (120, 0.15), "shop": (200, 0.10)}
 # Traits: a main effect for each of the utilities click, micro, macro, purchase, then two latent factors for each.
-UTILITIES, TRAITS, ITEM_SHARE, USER_SHARE, PRODUCT_SHARE = 4, 12, 0.40, 0.25, 0.35
+UTILITIES, TRAITS, ITEM_SHARE, USER_SHARE, PRODUCT_SHARE = 4, 12, 0.45, 0.30, 0.25
 CORRELATIONS = ((1.0, 0.3, 0.3, 0.3), (0.3, 1.0, 0.7, 0.7), (0.3, 0.7, 1.0, 0.8), (0.3, 0.7, 0.8, 1.0))
 EDGES, EDGE_UTILITY = ("y1", "y2", "y3", "y5", "y4", "y6"), [0, 1, 2, 2, 3, 3]
 PROBABILITIES = ("pctr", "pcvr", "pctcvr", "d_mi", "d_ma", *EDGES[1:])
@@ -61,7 +61,7 @@ class World:
 
     scales: tuple[float, ...] = (0.8, 1.1, 1.1, 1.7)
     correlations: tuple[tuple[float, ...], ...] = CORRELATIONS
-    observed_r2: float = 0.8
+    observed_r2: float = 0.9
     position_effect: float = 0.5
     price_sensitivity: float = 0.3
 
@@ -121,9 +121,9 @@ class SimulatedLog:
 
     @functools.cached_property
     def intercepts(self) -> ndarray:
-        """Intercepts of the logits of EDGES, float64 [6], solved on impressions that are not in the log."""
-        utilities = [self._impressions(index, CALIBRATION)[3] for index in range(CALIBRATION_CHUNKS)]
-        return _calibrate(np.concatenate(utilities, axis=1), PROFILES.get(self.profile, self.profile))
+        """Intercepts of the logits of EDGES, float32 [6], solved on impressions that are not in the log."""
+        draws = [self._impressions(index, CALIBRATION)[3] for index in range(CALIBRATION_CHUNKS)]
+        return _calibrate(np.concatenate(draws, 1, dtype=np.float32), PROFILES.get(self.profile, self.profile))
 
     @functools.cached_property
     def _population(self) -> "_Population":
@@ -183,7 +183,7 @@ class _Entities:
             traits += np.sqrt(share) * rng.standard_normal((values, TRAITS))[self.codes[name]]
         # Standardized as they are met, so that two genders or few users cannot change the scale of a utility.
         traits -= np.average(traits, axis=0, weights=shares)
-        self.traits = traits / np.sqrt(np.average(traits**2, axis=0, weights=shares))
+        self.traits = (traits / np.sqrt(np.average(traits**2, axis=0, weights=shares))).astype(np.float32)
 
     def draw(self, uniforms: ndarray) -> ndarray:
         return np.searchsorted(self.cdf[:-1], uniforms, side="right")
@@ -206,9 +206,9 @@ class _Population:
     def _affinity(self, users: ndarray, items: ndarray) -> ndarray:
         """Returns four independent standardized tastes of users [slates] for items [slates, n], [slates, n, 4]."""
         user, item = self.users.traits[users][:, None], self.items.traits[items]
-        main = np.sqrt(ITEM_SHARE) * item[..., :UTILITIES] + np.sqrt(USER_SHARE) * user[..., :UTILITIES]
+        main = ITEM_SHARE**0.5 * item[..., :UTILITIES] + USER_SHARE**0.5 * user[..., :UTILITIES]
         _, first, second = np.split(user * item, TRAITS // UTILITIES, axis=-1)
-        return main + np.sqrt(PRODUCT_SHARE / 2) * (first + second)
+        return main + (PRODUCT_SHARE / 2) ** 0.5 * (first + second)
 
     def _slates(self, rng: np.random.Generator) -> tuple[ndarray, ndarray, ndarray]:
         """Returns users [slates], items shown [slates, positions] and their affinity [slates, positions, 4]."""
@@ -259,10 +259,10 @@ def _reach(edges: ndarray) -> tuple[ndarray, ...]:
 
 def _calibrate(utilities: ndarray, profile: Profile) -> ndarray:
     """Returns the intercepts [6] with which utilities [6, rows] give the rates of `profile`, by bisection."""
-    intercepts, edges = np.zeros(len(EDGES)), np.zeros_like(utilities)
+    intercepts, edges = np.zeros(len(EDGES), utilities.dtype), np.zeros_like(utilities)
     for edge, rate in enumerate(dataclasses.astuple(profile)):
         reach = _reach(edges)[edge]
-        for step in 16 * 0.5 ** np.arange(24):  # a grid of 2e-6, so that another machine finds the same numbers
+        for step in 16 * 0.5 ** np.arange(20):  # a grid of 6e-5, so that another machine finds the same numbers
             edges[edge] = 1 / (1 + np.exp(-utilities[edge] - intercepts[edge]))
             intercepts[edge] += step if reach @ edges[edge] < rate * reach.sum() else -step
     return intercepts

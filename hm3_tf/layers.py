@@ -1,5 +1,6 @@
 """Layers of the network: shared embeddings, numeric inputs, parallel towers and the behavior graph."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -33,27 +34,25 @@ class HashedEmbeddings(keras.layers.Layer):
         super().__init__(**kwargs)
         self._features = tuple(features)
         self._seed = seed
-        self._tables: dict[int, list[Table]] = {}
-        for table in embedding_tables(self._features):
-            self._tables.setdefault(table.dim, []).append(table)
-        for dim, tables in self._tables.items():
-            rows = sum(table.rows for table in tables)
+        self._widths = tuple(dict.fromkeys(table.dim for table in embedding_tables(self._features)))
+        for dim in self._widths:
+            rows = sum(table.rows for table in self._tables(dim))
             if rows > _INT32_ROWS:
                 raise ConfigError(
                     f"the embedding tables of width {dim} have {rows:,} rows together, expected at most "
                     f"{_INT32_ROWS:,}; lower model.hash_buckets"
                 )
 
+    def _tables(self, dim: int) -> list[Table]:
+        return [table for table in embedding_tables(self._features) if table.dim == dim]
+
     def build(self, input_shape) -> None:
         """Creates one variable a width: float32 [rows of all its tables, width]."""
-        self._variables = {
-            dim: self.add_weight(
-                f"embeddings_{dim}",
-                (sum(table.rows for table in tables), dim),
-                initializer=keras.initializers.RandomUniform(-0.05, 0.05, self._seed),
-            )
-            for dim, tables in self._tables.items()
-        }
+        initializer = keras.initializers.RandomUniform(-0.05, 0.05, self._seed)
+        self._variables = [
+            self.add_weight(f"embeddings_{dim}", (sum(t.rows for t in self._tables(dim)), dim), initializer=initializer)
+            for dim in self._widths
+        ]
         super().build(input_shape)
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -65,18 +64,16 @@ class HashedEmbeddings(keras.layers.Layer):
         Returns:
           float32 [batch, sum of widths over the features], grouped by width.
         """
-        return tf.concat([self._embed(dim, inputs) for dim in self._tables], axis=-1)
+        return tf.concat([self._embed(*pair, inputs) for pair in zip(self._widths, self._variables)], axis=-1)
 
-    def _embed(self, dim: int, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        starts: dict[str, int] = {}
-        end = 0
-        for table in self._tables[dim]:
-            starts[table.name], end = end, end + table.rows
+    def _embed(self, dim: int, variable: tf.Variable, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        tables = self._tables(dim)
+        starts = dict(zip((t.name for t in tables), itertools.accumulate((t.rows for t in tables), initial=0)))
         features = sorted((f for f in self._features if f.dim == dim), key=lambda f: f.length is not None)
         ids = [inputs[f.name][:, tf.newaxis] if f.length is None else inputs[f.name] for f in features]
         lengths = [f.length or 1 for f in features]
         offsets = [starts[f.table] for f, length in zip(features, lengths) for _ in range(length)]
-        rows = tf.gather(self._variables[dim], tf.concat(ids, axis=-1) + tf.constant(offsets, tf.int32))
+        rows = tf.gather(variable, tf.concat(ids, axis=-1) + tf.constant(offsets, tf.int32))
         singles = sum(f.length is None for f in features)
         parts = [tf.reshape(rows[:, :singles], [-1, singles * dim])] if singles else []
         several = tf.split(rows[:, singles:], lengths[singles:], axis=1) if singles < len(features) else []

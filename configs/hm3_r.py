@@ -1,0 +1,11 @@
+"""HM3-R with the paper's settings.
+
+hm3 train --config=configs/hm3_r.py --data_dir=D --workdir=W
+"""
+
+from hm3_tf.config import Config, ModelConfig
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return Config(model=ModelConfig(method="hm3_r"))

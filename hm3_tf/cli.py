@@ -1,0 +1,268 @@
+"""The command `hm3 VERB --flags`. TensorFlow is imported only by verbs that need it, and only once flags are right."""
+
+import dataclasses
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from hm3_tf import __version__
+from hm3_tf.errors import ConfigError, Hm3Error, UsageError, did_you_mean
+
+SPLIT_HELP = "date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY or fraction:TRAIN,VALIDATION,TEST"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A verb of the command.
+
+    Attributes:
+      summary: What it does, in a line.
+      define: Defines its flags.
+      run: Runs it with the parsed flags.
+      required: Flags that must be given.
+    """
+
+    summary: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues], None]
+    required: tuple[str, ...] = ()
+
+
+def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
+    flags.DEFINE_string(name, default, text, flag_values=values)
+
+
+def _define_simulate(values: flags.FlagValues) -> None:
+    _string(values, "output_dir", None, "Data folder to write.")
+    _string(values, "world", "graph_true", "World to simulate.")
+    _string(values, "profile", "dense", "Rates: dense (CTR 10 %) or paper (2.98 %).")
+    flags.DEFINE_integer("rows", 200_000, "Impressions.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of the log.", lower_bound=0, flag_values=values)
+    _string(values, "record_format", "packed", "packed or row.")
+
+
+def _simulate(values: flags.FlagValues) -> None:
+    from data_pipeline.simulate import SimulatedLog
+    from data_pipeline.sources.simulated import bayes_aucs, write_simulated
+
+    log = SimulatedLog(world=values.world, profile=values.profile, rows=values.rows, seed=values.seed)
+    splits = write_simulated(log, values.output_dir, record_format=values.record_format)
+    _print_splits(values.output_dir, splits)
+    aucs = bayes_aucs(values.output_dir)
+    print("Bayes AUC on test:", "  ".join(f"{name} {value:.4f}" for name, value in aucs.items()))
+
+
+def _define_convert(values: flags.FlagValues) -> None:
+    _string(values, "source", None, "Layout of the raw log: parquet, csv or kuairand.")
+    _string(values, "input", None, "Raw log: a file, a folder or a glob pattern.")
+    _string(values, "output_dir", None, "Data folder to write.")
+    _string(values, "schema", None, "schema.json of the raw columns.")
+    _string(values, "behaviors", "", "Without a schema: levels in order, click,d_ma=cart|wish,purchase.")
+    _string(values, "groups", "", "Without a schema: columns that metrics are grouped by; they are features too.")
+    _string(values, "ignore", "", "Without a schema: columns that are no features.")
+    _string(values, "nesting", "coerce", "Labels that break the hierarchy: coerce, drop or error.")
+    _string(values, "record_format", "packed", "packed (1,024 impressions a record) or row.")
+    _string(values, "split", "fraction:0.8,0.1,0.1", SPLIT_HELP + ".")
+    _string(values, "split_column", "date", "Column of dates, for --split=date:...")
+    flags.DEFINE_integer("seed", 0, "Seed of a split by fractions.", lower_bound=0, flag_values=values)
+
+
+def _convert(values: flags.FlagValues) -> None:
+    from data_pipeline import schema as schemas
+    from data_pipeline import storage
+    from data_pipeline.convert import convert, parse_split
+    from data_pipeline.sources import open_source
+
+    schema = None
+    if values.schema:
+        schema = schemas.from_json(storage.read_text(values.schema, "check --schema"), values.schema)
+    rule = parse_split(values.split, values.split_column, values.seed)
+    source = open_source(values.source, values.input, schema, values.behaviors, values.groups, values.ignore)
+    splits = convert(
+        source, values.output_dir, rule, nesting=values.nesting, record_format=values.record_format
+    )
+    _print_splits(values.output_dir, splits)
+
+
+def _print_splits(output_dir: str, splits: dict) -> None:
+    print(f"wrote {output_dir}")
+    for name, split in splits.items():
+        rates = "  ".join(f"{level} {rate:.4%}" for level, rate in (split.rates() if split.rows else {}).items())
+        print(f"  {name:<10} {split.rows:>12,} rows  {rates}")
+        broken = {kind: rows for kind, rows in split.violations.items() if rows}
+        if broken:
+            print(f"  {'':<10} labels against the hierarchy: {broken}")
+
+
+def _define_train(values: flags.FlagValues) -> None:
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, as configs/hm3.py or file.py:argument.", flag_values=values
+    )
+    _string(values, "data_dir", None, "Data folder.")
+    _string(values, "workdir", None, "Directory of the run; the same config resumes it.")
+
+
+def _train(values: flags.FlagValues) -> None:
+    from hm3_tf.config import Config
+
+    config = values.config
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"--config: expected get_config() to return a hm3_tf.config.Config, got {type(config).__name__}"
+        )
+    from hm3_tf.train import train_and_evaluate
+
+    figures = train_and_evaluate(config, values.data_dir, values.workdir)
+    print(f"trained {values.workdir}")
+    if figures:
+        _print_metrics({"split": "validation", **figures})
+
+
+def _print_metrics(metrics: dict) -> None:
+    print(f"{metrics['split']}: {metrics['rows']:,} rows")
+    print(f"  {'':<10} {'rows':>12} {'positives':>10} {'AUC':>8} {'log loss':>10} {'PCOC':>8}")
+    targets = {name: metrics[name] for name in ("pctr", "pcvr", "pctcvr")}
+    targets |= {f"P({level})": figures for level, figures in list(metrics["levels"].items())[1:-1]}
+    for name, f in targets.items():
+        cells = [_cell(f["auc"], 8, 4), _cell(f["log_loss"], 10, 5), _cell(f["pcoc"], 8, 3)]
+        print(f"  {name:<10} {f['rows']:>12,} {f['positives']:>10,} {' '.join(cells)}")
+
+
+def _cell(value: float | None, width: int, digits: int) -> str:
+    return f"{'-' if value is None else format(value, f'.{digits}f'):>{width}}"
+
+
+def _define_evaluate(values: flags.FlagValues) -> None:
+    _string(values, "workdir", None, "Directory of the run.")
+    _string(values, "data_dir", None, "Data folder; default the one it was trained on.")
+    _string(values, "split", "test", "Split to evaluate.")
+    _string(values, "output", None, "File for the figures; default WORKDIR/evaluation/SPLIT.json.")
+
+
+def _evaluate(values: flags.FlagValues) -> None:
+    from data_pipeline import storage
+    from hm3_tf import evaluate
+    from hm3_tf.workdir import open_workdir
+
+    run = open_workdir(values.workdir)
+    metrics = evaluate.evaluate_run(run, _open_split(run, values), values.split)
+    storage.write_text(values.output or run.file("evaluation", f"{values.split}.json"), evaluate.to_json(metrics))
+    _print_metrics(metrics)
+
+
+def _open_split(run, values: flags.FlagValues):
+    from data_pipeline.folder import DataFolder
+
+    return dataclasses.replace(DataFolder.open(values.data_dir or run.data_dir), schema=run.schema).split(values.split)
+
+
+def _define_predict(values: flags.FlagValues) -> None:
+    _define_evaluate(values)
+    values["split"].help = "Split to predict."
+    values["output"].help = "Parquet file to write."
+
+
+def _predict(values: flags.FlagValues) -> None:
+    from hm3_tf.evaluate import predict_run
+    from hm3_tf.workdir import open_workdir
+
+    run = open_workdir(values.workdir)
+    rows = predict_run(run, _open_split(run, values), values.output)
+    print(f"wrote {values.output}: {rows:,} rows")
+
+
+def _define_export(values: flags.FlagValues) -> None:
+    _string(values, "workdir", None, "Directory of the run.")
+    _string(values, "export_dir", None, "Folder of numbered versions, as TensorFlow Serving watches it.")
+
+
+def _export(values: flags.FlagValues) -> None:
+    from hm3_tf.export import export_run
+    from hm3_tf.workdir import open_workdir
+
+    print(f"wrote {export_run(open_workdir(values.workdir), values.export_dir)}")
+
+
+VERBS = {
+    "simulate": Verb("write a log whose true probabilities are known", _define_simulate, _simulate, ("output_dir",)),
+    "convert": Verb(
+        "turn a raw log into a data folder", _define_convert, _convert, ("source", "input", "output_dir")
+    ),
+    "train": Verb("train a model, or resume", _define_train, _train, ("config", "data_dir", "workdir")),
+    "evaluate": Verb("print and write the figures of a trained model", _define_evaluate, _evaluate, ("workdir",)),
+    "predict": Verb(
+        "write predictions as Parquet", _define_predict, _predict, ("workdir", "data_dir", "output")
+    ),
+    "export": Verb("write a SavedModel for TF Serving", _define_export, _export, ("workdir", "export_dir")),
+}
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+    return f"hm3-tf {__version__}\n\nusage: hm3 VERB --flags    (hm3 VERB --help lists the flags)\n\n{verbs}"
+
+
+def _parse(name: str, arguments: Sequence[str]) -> flags.FlagValues:
+    verb = VERBS[name]
+    values = flags.FlagValues()
+    verb.define(values)
+    flags.DEFINE_bool("traceback", False, "Show the traceback of an error.", flag_values=values)
+    if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
+        print(f"hm3 {name}: {verb.summary}\n{values.get_help()}")
+        raise SystemExit(0)
+    try:
+        rest = values([f"hm3 {name}", *arguments])[1:]
+    except (flags.Error, KeyError, AttributeError) as error:
+        raise UsageError(f"hm3 {name}: {error.args[0] if error.args else error}") from error
+    if rest:
+        raise UsageError(f"hm3 {name}: expected flags only, got {rest}")
+    missing = [f"--{flag}" for flag in verb.required if values[flag].value is None]
+    if missing:
+        raise UsageError(f"hm3 {name}: expected {', '.join(missing)}; see hm3 {name} --help")
+    return values
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("--help", "-h", "help", "-help"):
+        print(_usage())
+        return
+    if arguments[0] == "--version":
+        print(__version__)
+        return
+    name, *rest = arguments
+    if name not in VERBS:
+        raise UsageError(f"expected a verb of {tuple(VERBS)}, got {name!r}; {did_you_mean(name, VERBS)}")
+    values = _parse(name, rest)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what goes wrong comes as an exception too
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("hm3_tf").setLevel(logging.INFO)
+    VERBS[name].run(values)
+
+
+def _status(arguments: Sequence[str]) -> int:
+    try:
+        _run(arguments)
+    except Hm3Error as error:
+        if "--traceback" in arguments:
+            traceback.print_exc()
+        print(f"hm3: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("hm3: error: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> None:
+    """Runs the command and exits with its status: 0 well, 1 an expected failure, 2 a usage error."""
+    status = _status(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "tensorflow_io" in sys.modules:
+        os._exit(status)  # its S3 file system aborts the process in its destructors
+    sys.exit(status)

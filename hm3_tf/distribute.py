@@ -1,0 +1,99 @@
+"""Replicas: the strategy of a run, and the one place where TF_CONFIG is read."""
+
+import json
+import os
+import socket
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hm3_tf.errors import Hm3Error
+
+_REMEDY = (
+    'set it to {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": n}}, the same cluster and '
+    "another index on each worker"
+)
+
+
+def make_strategy(name: str) -> tf.distribute.Strategy:
+    """Returns the strategy of a run.
+
+    Args:
+      name: `one_device`, `mirrored` (all GPUs of this machine) or `multi_worker` (of the cluster in TF_CONFIG).
+
+    Returns:
+      The strategy.
+
+    Raises:
+      Hm3Error: `multi_worker` without a usable TF_CONFIG, or its port is taken.
+    """
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    if name == "multi_worker":
+        _check_tf_config()
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.OneDeviceStrategy("/gpu:0" if tf.config.list_physical_devices("GPU") else "/cpu:0")
+
+
+def _check_tf_config() -> None:
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        raise Hm3Error(f"distribution.strategy=multi_worker: expected TF_CONFIG in the environment, found none; {_REMEDY}")
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Hm3Error(f"TF_CONFIG: expected JSON, got {text[:80]!r} ({error}); {_REMEDY}") from error
+    address = _own_address(config)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise Hm3Error(f"TF_CONFIG: expected addresses as host:port, got {address!r}; {_REMEDY}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except (OSError, OverflowError) as error:
+            raise Hm3Error(
+                f"TF_CONFIG: expected the free port {port} for this worker ({address}), but it cannot be opened: {error}; "
+                "stop what uses it, or name another port on all workers"
+            ) from error
+
+
+def _own_address(config: Any) -> str:
+    try:
+        return config["cluster"][config["task"]["type"]][int(config["task"]["index"])]
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise Hm3Error(
+            f"TF_CONFIG: expected this worker's task among the addresses of its cluster, got {config!r} ({error!r}); {_REMEDY}"
+        ) from error
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes the run's files: the only one, or worker 0."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_type or (resolver.task_type, resolver.task_id) in (
+        ("chief", 0),
+        ("worker", 0) if "chief" not in resolver.cluster_spec().jobs else ("chief", 0),
+    )
+
+
+def gather(strategy: tf.distribute.Strategy, rows: np.ndarray) -> np.ndarray:
+    """Returns the rows of all workers, in the order of the workers, on each of them.
+
+    Args:
+      strategy: The strategy.
+      rows: This worker's rows, [rows, ...]; workers may have different numbers.
+
+    Returns:
+      The rows of all, [sum of rows, ...].
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return rows
+    first_replica_only = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(rows if _first_here(context, strategy) else rows[:0])
+    )
+    return strategy.gather(first_replica_only, axis=0).numpy()
+
+
+def _first_here(context: tf.distribute.ReplicaContext, strategy: tf.distribute.Strategy) -> bool:
+    return context.replica_id_in_sync_group % max(1, len(strategy.extended.worker_devices)) == 0

@@ -1,0 +1,51 @@
+"""Figures of binary predictions, exact at 0.1 % positives."""
+
+from typing import Any
+
+import numpy as np
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
+    """Returns the area under the ROC curve, exact by rank: P(score of a positive > score of a negative), ties count half.
+
+    Args:
+      labels: bool [rows].
+      scores: float [rows], any monotone function of the probability.
+
+    Returns:
+      A number in [0, 1], or None where one class is missing.
+    """
+    positives = int(np.count_nonzero(labels))
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return None
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    return float((ranks[place[labels]].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def binary_metrics(labels: np.ndarray, log_pair: np.ndarray) -> dict[str, Any]:
+    """Returns the figures of one target.
+
+    Args:
+      labels: bool [rows].
+      log_pair: float [rows, 2], natural-log (P, 1 - P).
+
+    Returns:
+      `rows`, `positives`, `rate` (observed), `prediction` (mean P), `pcoc` (prediction / rate), `auc` and `log_loss` (nats a
+      row); None where a figure does not exist.
+    """
+    labels = np.asarray(labels, bool)
+    pair = np.asarray(log_pair, np.float64)
+    rows, positives = len(labels), int(np.count_nonzero(labels))
+    prediction = float(np.exp(pair[:, 0]).mean()) if rows else None
+    rate = positives / rows if rows else None
+    return {
+        "rows": rows,
+        "positives": positives,
+        "rate": rate,
+        "prediction": prediction,
+        "pcoc": prediction / rate if rate else None,
+        "auc": auc(labels, pair[:, 0]),
+        "log_loss": float(-np.where(labels, pair[:, 0], pair[:, 1]).mean()) if rows else None,
+    }

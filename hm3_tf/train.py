@@ -1,0 +1,269 @@
+"""Training of a run: epochs, checkpoints, logs, validation, early stopping."""
+
+import json
+import logging
+import math
+import time
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from data_pipeline import storage
+from data_pipeline.folder import DataFolder, explained_read_errors
+from hm3_tf.config import Config, checked
+from hm3_tf.distribute import is_chief, make_strategy
+from hm3_tf.errors import ConfigError, Hm3Error, did_you_mean
+from hm3_tf.evaluate import Evaluator, split_reader
+from hm3_tf.export import check_export
+from hm3_tf.progress import Progress
+from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir
+
+_LOGGER = logging.getLogger(__name__)
+_SIGNS = {"auc": 1, "log_loss": -1}  # of the figures that can choose the best checkpoint
+
+
+class MetricsLog:
+    """Writes the figures of a training to `metrics.jsonl` and TensorBoard.
+
+    Args:
+      run: The run's directory.
+      step: Steps that the restored checkpoint has taken; lines of later ones are dropped, as they will be taken again.
+    """
+
+    def __init__(self, run: Workdir, step: int) -> None:
+        self._path = run.file(METRICS_FILE)
+        if tf.io.gfile.exists(self._path):
+            lines = storage.read_text(self._path, "").splitlines()
+            storage.write_text(self._path, "".join(f"{x}\n" for x in lines if json.loads(x)["step"] <= step))
+        self._board = tf.summary.create_file_writer(run.file("tensorboard"))
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Adds a line of figures, one of which is `step`."""
+        with tf.io.gfile.GFile(self._path, "a") as file:
+            file.write(json.dumps(figures) + "\n")
+        with self._board.as_default(step=figures["step"]):
+            for name, value in _scalars("", figures):
+                tf.summary.scalar(name, value)
+        self._board.flush()
+
+
+def _scalars(prefix: str, figures: dict[str, Any]) -> list[tuple[str, float]]:
+    result = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            result += _scalars(f"{prefix}{name}/", value)
+        elif isinstance(value, (int, float)):
+            result.append((prefix + name, value))
+    return result
+
+
+class Trainer(keras.callbacks.Callback):
+    """Trains a run, from its latest checkpoint if it has one.
+
+    Args:
+      run: The run.
+      data: The log.
+      strategy: The run's strategy.
+      chief: Whether this process writes the run's files.
+
+    Raises:
+      ConfigError: The batch, or the figure that chooses the best checkpoint, does not fit.
+      DataError: A split cannot be read.
+      Hm3Error: The model cannot be exported.
+    """
+
+    def __init__(self, run: Workdir, data: DataFolder, strategy: tf.distribute.Strategy, chief: bool) -> None:
+        super().__init__()
+        self._run, self._strategy, self._chief = run, strategy, chief
+        self._config = run.config.training
+        self._reader = split_reader(run, data.split("train"), nesting=run.config.data.nesting)
+        self._best_figure = _best_figure(run.config)
+        with strategy.scope():
+            self._model = run.build_model()
+            self._model.optimizer.build(self._model.network.trainable_variables)
+        self._evaluator = None
+        if data.has_split("validation"):
+            reader = split_reader(
+                run, data.split("validation"), nesting=run.config.data.nesting, sample_weights=False
+            )
+            self._evaluator = Evaluator(self._model, run.config, reader, strategy)
+        self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
+        self._best = {"value": tf.Variable(-math.inf, dtype=tf.float64), "epoch": tf.Variable(0, dtype=tf.int64)}
+        checkpoint = tf.train.Checkpoint(
+            network=self._model.network, optimizer=self._model.optimizer, position=self._position, best=self._best
+        )
+        self._latest = tf.train.CheckpointManager(checkpoint, run.file("checkpoints"), self._config.keep_checkpoints)
+        best = tf.train.Checkpoint(network=self._model.network)
+        self._best_checkpoint = tf.train.CheckpointManager(best, run.file("checkpoints", "best"), 1)
+        if self._latest.latest_checkpoint:
+            checkpoint.restore(self._latest.latest_checkpoint).assert_existing_objects_matched()
+            _LOGGER.info("resuming at step %d from %s", self._at("step"), self._latest.latest_checkpoint)
+        self._log = MetricsLog(run, self._at("step")) if chief else None
+
+    def _at(self, name: str) -> int:
+        return int(self._position[name].numpy())
+
+    def train(self) -> dict[str, Any]:
+        """Trains to the end of the epochs, of the steps, or of patience.
+
+        Returns:
+          Figures of the last validation, empty without a validation split.
+
+        Raises:
+          DataError: A shard is corrupt, or its records do not hold what the schema says.
+          Hm3Error: The loss is not finite.
+        """
+        figures: dict[str, Any] = {}
+        while self._at("epoch") < self._config.epochs and not self._is_finished():
+            self._train_epoch()
+            if self._at("epoch_step"):  # ended by max_steps
+                self._save()
+                break
+            figures = self._validate()
+            self._save()
+        return figures
+
+    def _is_finished(self) -> bool:
+        patience = self._config.early_stopping_epochs
+        stale = bool(patience) and self._at("epoch") - int(self._best["epoch"].numpy()) >= patience
+        return stale or bool(self._config.max_steps and self._at("step") >= self._config.max_steps)
+
+    def _train_epoch(self) -> None:
+        config, epoch, start = self._config, self._at("epoch"), self._at("epoch_step")
+        workers = self._workers()
+        steps = self._reader.steps(config.global_batch_size, workers)
+        count = steps - start
+        if config.max_steps:
+            count = min(count, config.max_steps - self._at("step"))
+        dataset = self._strategy.distribute_datasets_from_function(
+            lambda context: self._reader.training_dataset(
+                config.global_batch_size,
+                seed=config.seed,
+                epoch=epoch,
+                start_step=start,
+                input_context=context,
+                window_rows=self._run.config.data.shuffle_rows,
+            )
+        )
+        title = f"epoch {epoch + 1} of {config.epochs}"
+        with Progress(title, steps, "steps") as self._progress, explained_read_errors(self._reader.index):
+            self._progress.advance(start)
+            self._since = tf.zeros_like(self._model.loss_meter.sums)
+            self._timer = (time.monotonic(), self._at("step"))
+            self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
+        if start + count == steps:
+            self._position["epoch"].assign_add(1)
+            self._position["epoch_step"].assign(0)
+
+    def _workers(self) -> int:
+        resolver = self._strategy.cluster_resolver
+        return resolver.cluster_spec().num_tasks("worker") if resolver and resolver.task_type else 1
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Logs and saves at their intervals."""
+        self._position["step"].assign_add(1)
+        self._position["epoch_step"].assign_add(1)
+        self._progress.advance(1)
+        if self._at("step") % self._config.log_every_steps == 0:
+            self._write(self._interval_figures())
+        if self._at("step") % self._config.checkpoint_every_steps == 0:
+            self._save()
+
+    def _interval_figures(self) -> dict[str, Any]:
+        """Returns figures of the steps since the last call.
+
+        Raises:
+          Hm3Error: The loss of one of them was not finite.
+        """
+        losses = self._model.loss_meter.means(self._since)
+        self._since = self._model.loss_meter.sums.read_value()
+        now, step = time.monotonic(), self._at("step")
+        then, last_step = self._timer
+        self._timer = (now, step)
+        if not all(math.isfinite(loss) for loss in losses.values()):
+            raise Hm3Error(
+                f"training: expected a finite loss, got {losses} in steps {last_step + 1} to {step}; lower "
+                "training.learning_rate, or look for extreme numbers or weights in the log; the last good checkpoint "
+                f"is {self._latest.latest_checkpoint}"
+            )
+        rows = (step - last_step) * self._config.global_batch_size
+        loss = losses.pop("loss")
+        return {
+            "step": step,
+            "epoch": self._at("epoch"),
+            "loss": loss,
+            "examples_per_second": rows / max(now - then, 1e-9),
+            "losses": losses,
+        }
+
+    def _write(self, figures: dict[str, Any]) -> None:
+        if self._log:
+            self._log.write(figures)
+
+    def _save(self) -> None:
+        self._interval_check()
+        if self._chief:
+            with storage.explained(self._run.file("checkpoints")):
+                self._latest.save(self._at("step"))
+
+    def _interval_check(self) -> None:
+        """Logs what is not logged yet, so that no checkpoint is written after a loss that is not finite."""
+        if self._timer[1] < self._at("step"):
+            self._write(self._interval_figures())
+
+    def _validate(self) -> dict[str, Any]:
+        """Evaluates, logs the epoch and keeps the best weights."""
+        self._interval_check()
+        step, epoch = self._at("step"), self._at("epoch")
+        if self._evaluator is None:
+            return {}
+        start = time.monotonic()
+        figures = self._evaluator()
+        self._write({"step": step, "epoch": epoch, "validation_seconds": time.monotonic() - start, "validation": figures})
+        target, figure = self._best_figure
+        value = figures.get(target, figures["levels"].get(target))[figure]
+        if value is None:
+            _LOGGER.warning("validation: %s.%s does not exist: one class has no row", target, figure)
+        elif _SIGNS[figure] * value > self._best["value"].numpy():
+            self._best["value"].assign(_SIGNS[figure] * value)
+            self._best["epoch"].assign(epoch)
+            if self._chief:
+                with storage.explained(self._run.file("checkpoints")):
+                    self._best_checkpoint.save(step)
+        return figures
+
+
+def _best_figure(config: Config) -> tuple[str, str]:
+    targets = ("pctr", "pcvr", "pctcvr", *config.method.levels)
+    known = [f"{target}.{figure}" for target in targets for figure in _SIGNS]
+    name = config.training.best_metric
+    if name not in known:
+        raise ConfigError(f"training.best_metric: expected one of {known}, got {name!r}; {did_you_mean(name, known)}")
+    target, _, figure = name.partition(".")
+    return target, figure
+
+
+def train_and_evaluate(config: Config, data_dir: str, workdir: str) -> dict[str, Any]:
+    """Trains a run and evaluates it on validation after each epoch.
+
+    Args:
+      config: The run's config.
+      data_dir: The data folder.
+      workdir: The run's directory; one that holds a run of the same config is resumed.
+
+    Returns:
+      Figures of the last validation, see `Evaluator`; empty without a validation split.
+
+    Raises:
+      Hm3Error: Config, log, workdir or cluster cannot be used, or the training went wrong; the message says which.
+    """
+    config = checked(config)
+    strategy = make_strategy(config.distribution.strategy)
+    chief = is_chief(strategy)
+    keras.utils.set_random_seed(config.training.seed)
+    data = DataFolder.open(data_dir)
+    run = claim_workdir(workdir, config, data, write=chief)
+    if chief:
+        check_export(run)
+    return Trainer(run, data, strategy, chief).train()

@@ -1,0 +1,139 @@
+"""A run's directory: what it was asked, what it read, and its checkpoints."""
+
+import dataclasses
+import json
+
+import tensorflow as tf
+
+from data_pipeline import schema as schemas
+from data_pipeline import statistics as stats
+from data_pipeline import storage
+from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE, DataFolder
+from hm3_tf import __version__
+from hm3_tf import config as configs
+from hm3_tf.config import Config
+from hm3_tf.errors import Hm3Error
+from hm3_tf.model import ConversionModel, build_model
+
+CONFIG_FILE = "config.json"
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+_MAY_CHANGE = {  # fields that say how long and how closely watched a run is, not what it computes
+    "training": ("epochs", "max_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"),
+    "distribution": ("strategy",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """A run's directory.
+
+    Attributes:
+      path: The directory.
+      config: The run's config.
+      schema: Schema of the log it trains on.
+      train: Statistics of the training split.
+      data_dir: The data folder it trains on.
+    """
+
+    path: str
+    config: Config
+    schema: schemas.Schema
+    train: stats.SplitStatistics
+    data_dir: str
+
+    def file(self, *names: str) -> str:
+        """Returns the path of something in the directory."""
+        return storage.join(self.path, *names)
+
+    def build_model(self) -> ConversionModel:
+        """Returns the run's model, with new weights."""
+        return build_model(self.config, self.schema, self.train)
+
+    def trained_model(self) -> ConversionModel:
+        """Returns the run's model with its best weights: best on validation, else the latest.
+
+        Raises:
+          Hm3Error: The run has no checkpoint.
+        """
+        found = tf.train.latest_checkpoint(self.file("checkpoints", "best")) or tf.train.latest_checkpoint(
+            self.file("checkpoints")
+        )
+        if found is None:
+            raise Hm3Error(f"{self.path}: expected a checkpoint, found none; run hm3 train on this workdir first")
+        model = self.build_model()
+        tf.train.Checkpoint(network=model.network).restore(found).assert_existing_objects_matched().expect_partial()
+        return model
+
+
+def open_workdir(path: str) -> Workdir:
+    """Returns the directory of a run.
+
+    Args:
+      path: Its path.
+
+    Returns:
+      The directory.
+
+    Raises:
+      DataError: It is not the directory of a run.
+    """
+    storage.open_file_system(path)
+    remedy = "name the --workdir of an hm3 train run"
+    texts = {
+        name: storage.read_text(storage.join(path, name), remedy)
+        for name in (CONFIG_FILE, SCHEMA_FILE, STATISTICS_FILE, RUN_FILE)
+    }
+    schema = schemas.from_json(texts[SCHEMA_FILE], storage.join(path, SCHEMA_FILE))
+    levels = [level.name for level in schema.levels]
+    splits = stats.from_json(texts[STATISTICS_FILE], levels, storage.join(path, STATISTICS_FILE))
+    config = configs.from_json(texts[CONFIG_FILE], storage.join(path, CONFIG_FILE))
+    return Workdir(path, config, schema, splits["train"], json.loads(texts[RUN_FILE])["data_dir"])
+
+
+def claim_workdir(path: str, config: Config, data: DataFolder, *, write: bool = True) -> Workdir:
+    """Returns the directory of a run that starts or resumes.
+
+    Args:
+      path: Its path; made if need be.
+      config: The run's config.
+      data: The log it trains on.
+      write: Whether this process writes the run's files.
+
+    Returns:
+      The directory.
+
+    Raises:
+      Hm3Error: The directory holds a run of another config or another log, or cannot be written.
+    """
+    storage.open_file_system(path)
+    if tf.io.gfile.exists(storage.join(path, CONFIG_FILE)):
+        before = open_workdir(path)
+        _refuse_other_run(before, config, data)
+        run = dataclasses.replace(before, config=config, data_dir=data.path)
+    else:
+        run = Workdir(path, config, data.schema, data.statistics()["train"], data.path)
+    if write:
+        versions = {"hm3_tf": __version__, "tensorflow": tf.__version__}
+        storage.write_text(run.file(SCHEMA_FILE), schemas.to_json(run.schema))
+        storage.write_text(run.file(STATISTICS_FILE), stats.to_json({"train": run.train}))
+        storage.write_text(run.file(RUN_FILE), json.dumps({"data_dir": data.path, "versions": versions}, indent=1))
+        storage.write_text(run.file(CONFIG_FILE), configs.to_json(config))
+    return run
+
+
+def _refuse_other_run(before: Workdir, config: Config, data: DataFolder) -> None:
+    remedy = "use another --workdir, or remove this one to start anew"
+    old, new = (json.loads(configs.to_json(c)) for c in (before.config, config))
+    for section, fields in new.items():
+        for name, value in fields.items():
+            if value != old[section][name] and name not in _MAY_CHANGE.get(section, ()):
+                raise Hm3Error(
+                    f"{before.path}: expected the config of the run it holds ({section}.{name}={old[section][name]!r}), got "
+                    f"{value!r}; {remedy}"
+                )
+    if data.schema != before.schema:
+        raise Hm3Error(
+            f"{before.path}: expected the schema of the run it holds (trained on {before.data_dir}), but that of "
+            f"{data.path} differs; {remedy}"
+        )
