@@ -47,14 +47,16 @@ def _define_simulate(values: flags.FlagValues) -> None:
 
 
 def _simulate(values: flags.FlagValues) -> None:
+    from data_pipeline.convert import convert
     from data_pipeline.simulate import SimulatedLog
-    from data_pipeline.sources.simulated import bayes_aucs, write_simulated
+    from data_pipeline.sources.simulated import SimulatedSource, day_split
 
     log = SimulatedLog(world=values.world, profile=values.profile, rows=values.rows, seed=values.seed)
-    splits = write_simulated(log, values.output_dir, record_format=values.record_format)
+    source = SimulatedSource(log)
+    splits = convert(
+        source, values.output_dir, day_split(), record_format=values.record_format, total_rows=values.rows
+    )
     _print_splits(values.output_dir, splits)
-    aucs = bayes_aucs(values.output_dir)
-    print("Bayes AUC on test:", "  ".join(f"{name} {value:.4f}" for name, value in aucs.items()))
 
 
 def _define_convert(values: flags.FlagValues) -> None:
@@ -125,11 +127,14 @@ def _train(values: flags.FlagValues) -> None:
 
 def _print_metrics(metrics: dict) -> None:
     print(f"{metrics['split']}: {metrics['rows']:,} rows")
-    print(f"  {'':<10} {'rows':>12} {'positives':>10} {'AUC':>8} {'log loss':>10} {'PCOC':>8}")
+    bayes = "bayes_auc" in metrics["pctr"]
+    title = f"  {'':<10} {'rows':>12} {'positives':>10} {'AUC':>8} {'log loss':>10} {'PCOC':>8}"
+    print(title + (f" {'Bayes AUC':>10}" if bayes else ""))
     targets = {name: metrics[name] for name in ("pctr", "pcvr", "pctcvr")}
     targets |= {f"P({level})": figures for level, figures in list(metrics["levels"].items())[1:-1]}
     for name, f in targets.items():
         cells = [_cell(f["auc"], 8, 4), _cell(f["log_loss"], 10, 5), _cell(f["pcoc"], 8, 3)]
+        cells += [_cell(f["bayes_auc"], 10, 4)] if "bayes_auc" in f else []
         print(f"  {name:<10} {f['rows']:>12,} {f['positives']:>10,} {' '.join(cells)}")
 
 

@@ -17,12 +17,13 @@ from data_pipeline.records import ARROW_TYPES
 from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config
 from hm3_tf.distribute import gather
-from hm3_tf.metrics import binary_metrics
+from hm3_tf.metrics import auc, binary_metrics
 from hm3_tf.model import ConversionModel, model_features, probabilities
 from hm3_tf.progress import Progress
 from hm3_tf.workdir import Workdir
 
 BATCH_ROWS = 8192
+_TRUTH = ("truth_pctr", "truth_pcvr", "truth_pctcvr")
 
 
 def split_reader(run: Workdir, index: SplitIndex, **options: Any) -> Reader:
@@ -30,6 +31,14 @@ def split_reader(run: Workdir, index: SplitIndex, **options: Any) -> Reader:
     features = model_features(run.config, run.schema, run.train)
     merged = run.config.method.merged_levels
     return Reader(index, run.schema, features, merged, **options)
+
+
+def evaluation_reader(run: Workdir, index: SplitIndex) -> Reader:
+    """Returns the reader that an `Evaluator` takes: without sample weights, as figures are per row; with the truth if
+    the log is a simulated one."""
+    known = {column.name for column in run.schema.with_role("truth")}
+    truth = _TRUTH if known.issuperset(_TRUTH) else ()
+    return split_reader(run, index, nesting=run.config.data.nesting, sample_weights=False, carry=truth)
 
 
 def _target_pairs(predictions: dict[str, Any], levels: Sequence[str]) -> tf.Tensor:
@@ -45,7 +54,7 @@ class Evaluator:
     Args:
       model: The model.
       config: Its config.
-      reader: Reader of the split without sample weights: figures are per row.
+      reader: Reader of the split from `evaluation_reader`.
       strategy: The run's strategy.
     """
 
@@ -70,28 +79,36 @@ class Evaluator:
     def __call__(self) -> dict[str, Any]:
         """Returns the figures of `metrics.json` less its split: `rows`, `pctr`, `pcvr`, `pctcvr`, `levels`.
 
+        On a simulated log each of the three targets has `bayes_auc` too, the AUC of the true probabilities.
+
         Raises:
           DataError: A shard is corrupt, or its records do not hold what the schema says.
         """
-        pairs, labels = self._collect()
+        pairs, labels, truth = self._collect()
         clicked = labels[:, 0]
         figures = [binary_metrics(labels[:, i], pairs[:, i]) for i in range(len(self._levels))]
-        return {
-            "rows": len(labels),
-            "pctr": figures[0],
+        targets = {
+            "pctr": dict(figures[0]),
             "pcvr": binary_metrics(labels[clicked, -1], pairs[clicked, -1]),
-            "pctcvr": figures[-1],
-            "levels": dict(zip(self._levels, figures)),
+            "pctcvr": dict(figures[-1]),
         }
+        if truth.shape[1]:
+            targets["pctr"]["bayes_auc"] = auc(clicked, truth[:, 0])
+            targets["pcvr"]["bayes_auc"] = auc(labels[clicked, -1], truth[clicked, 1])
+            targets["pctcvr"]["bayes_auc"] = auc(labels[:, -1], truth[:, 2])
+        return {"rows": len(labels), **targets, "levels": dict(zip(self._levels, figures))}
 
-    def _collect(self) -> tuple[np.ndarray, np.ndarray]:
-        pairs, labels = [], []
+    def _collect(self) -> tuple[np.ndarray, ...]:
+        """Returns log pairs [rows, levels + 1, 2], labels bool [rows, levels] and the truth float [rows, 3 or 0]."""
+        parts = []
         with explained_read_errors(self._reader.index):
-            for features, levels, weights in self._dataset():
+            for features, levels, weights, *carried in self._dataset():
                 real = weights.numpy() > 0
-                pairs.append(self._predict(features).numpy()[real])
-                labels.append(np.stack([levels[level].numpy() > 0 for level in self._levels], axis=1)[real])
-        return tuple(gather(self._strategy, np.concatenate(part)) for part in (pairs, labels))
+                labels = np.stack([levels[level].numpy() > 0 for level in self._levels], axis=1)
+                truth = [carried[0][name].numpy() for name in self._reader.carry] if carried else []
+                truth = np.stack(truth, axis=1) if truth else np.empty((len(real), 0), np.float32)
+                parts.append([array[real] for array in (self._predict(features).numpy(), labels, truth)])
+        return tuple(gather(self._strategy, np.concatenate(part)) for part in zip(*parts))
 
     def _dataset(self) -> tf.data.Dataset:
         resolver = self._strategy.cluster_resolver
@@ -115,8 +132,7 @@ def evaluate_run(run: Workdir, index: SplitIndex, split: str) -> dict[str, Any]:
       Hm3Error: The run has no checkpoint.
       DataError: The split cannot be read.
     """
-    reader = split_reader(run, index, nesting=run.config.data.nesting, sample_weights=False)
-    return {"split": split, **Evaluator(run.trained_model(), run.config, reader)()}
+    return {"split": split, **Evaluator(run.trained_model(), run.config, evaluation_reader(run, index))()}
 
 
 def to_json(metrics: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from data_pipeline.folder import DataFolder, explained_read_errors
 from hm3_tf.config import Config, checked
 from hm3_tf.distribute import is_chief, make_strategy
 from hm3_tf.errors import ConfigError, Hm3Error, did_you_mean
-from hm3_tf.evaluate import Evaluator, split_reader
+from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
 from hm3_tf.progress import Progress
 from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir
@@ -84,9 +84,7 @@ class Trainer(keras.callbacks.Callback):
             self._model.optimizer.build(self._model.network.trainable_variables)
         self._evaluator = None
         if data.has_split("validation"):
-            reader = split_reader(
-                run, data.split("validation"), nesting=run.config.data.nesting, sample_weights=False
-            )
+            reader = evaluation_reader(run, data.split("validation"))
             self._evaluator = Evaluator(self._model, run.config, reader, strategy)
         self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
         self._best = {"value": tf.Variable(-math.inf, dtype=tf.float64), "epoch": tf.Variable(0, dtype=tf.int64)}
