@@ -1,0 +1,1 @@
+"""Impression logs: from raw files to verified TFRecord shards, and from these to batches."""

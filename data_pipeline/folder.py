@@ -52,7 +52,9 @@ class DataFolder:
         """
         storage.open_file_system(path)
         file = storage.join(path, SCHEMA_FILE)
-        text = storage.read_text(file, "make the folder with hm3 convert or hm3 simulate, or write a schema for your shards")
+        text = storage.read_text(
+            file, "make the folder with hm3 convert or hm3 simulate, or write a schema for your shards"
+        )
         return cls(path, schemas.from_json(text, file))
 
     def has_split(self, name: str) -> bool:

@@ -7,7 +7,7 @@ alone; the scan checks every record's checksum, so a corrupt log is found before
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -86,7 +86,9 @@ def load_index(folder: str) -> SplitIndex:
             raise DataError(f"{folder}: expected *.tfrecord shards, found none; check --data_dir and the split")
         index = scan(files)
     if index.rows == 0:
-        raise DataError(f"{folder}: expected impressions, found an empty split; check the dates or fractions of --split")
+        raise DataError(
+            f"{folder}: expected impressions, found an empty split; check the dates or fractions of --split"
+        )
     return index
 
 
@@ -129,9 +131,7 @@ def scan(files: Sequence[str]) -> SplitIndex:
     shards, sizes = [], []
     for file in files:
         record_bytes, record_rows = _scan_file(file, record_format)
-        shards.append(
-            row_blocks(record_bytes) if record_format == "row" else packed_blocks(record_bytes, record_rows)
-        )
+        shards.append(row_blocks(record_bytes) if record_format == "row" else packed_blocks(record_bytes, record_rows))
         sizes.append(tf.io.gfile.stat(file).length)
     return SplitIndex(record_format, tuple(files), tuple(sizes), _join_blocks(shards))
 
@@ -140,33 +140,25 @@ def _detect_format(files: Sequence[str]) -> str:
     for file in files:
         if re.search(r"\.(gz|gzip|zlib)$", file):
             raise DataError(f"{file}: expected uncompressed TFRecord, found a compressed file; decompress it first")
-        records: list[bytes] = []
-        _read_checked(file, lambda batch: records.append(batch.numpy()[0]), batch=1, limit=1)
-        if records:
-            return "packed" if ROWS_KEY in tf.train.Example.FromString(records[0]).features.feature else "row"
+        for record in _checked_records(file, batch=1, limit=1):
+            return "packed" if ROWS_KEY in tf.train.Example.FromString(record.numpy()[0]).features.feature else "row"
     return "row"
 
 
 def _scan_file(file: str, record_format: str) -> tuple[np.ndarray, np.ndarray]:
-    lengths: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
-
-    def read(batch: tf.Tensor) -> None:
-        lengths.append(tf.strings.length(batch).numpy())
+    lengths, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for records in _checked_records(file):
+        lengths.append(tf.strings.length(records).numpy().astype(np.int64))
         if record_format == "packed":
-            rows.append(tf.io.parse_example(batch, {ROWS_KEY: tf.io.FixedLenFeature([], tf.int64)})[ROWS_KEY].numpy())
-
-    _read_checked(file, read)
-    empty = [np.empty(0, np.int64)]
-    return np.concatenate(empty + lengths).astype(np.int64), np.concatenate(empty + rows)
+            counts = tf.io.parse_example(records, {ROWS_KEY: tf.io.FixedLenFeature([], tf.int64)})
+            rows.append(counts[ROWS_KEY].numpy())
+    return np.concatenate(lengths), np.concatenate(rows)
 
 
-def _read_checked(file: str, use, batch: int = BLOCK_ROWS, limit: int = -1) -> None:
-    """Calls `use` with the records of a file, string [batch]; names file and offset where a record is corrupt."""
-    dataset = tf.data.TFRecordDataset(file).take(limit).batch(batch)
+def _checked_records(file: str, batch: int = BLOCK_ROWS, limit: int = -1) -> Iterator[tf.Tensor]:
+    """Yields the records of a file, string [batch]; names file and offset where one is corrupt."""
     try:
-        for records in dataset:
-            use(records)
+        yield from tf.data.TFRecordDataset(file).take(limit).batch(batch)
     except tf.errors.DataLossError as error:
         raise corrupt_record(file, error) from error
 

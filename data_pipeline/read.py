@@ -92,7 +92,7 @@ def plan_epoch(
         a contiguous share).
       worker: Index of this worker.
       workers: Number of workers.
-      window_rows: Rows that are decoded and shuffled together on a worker, about.
+      window_rows: Rows over all workers that are decoded and shuffled together, about.
 
     Returns:
       The plan.
@@ -110,7 +110,7 @@ def plan_epoch(
     lane_rows = global_batch_size // lanes
     steps = -(-int(np.diff(bounds).max()) // lane_rows)
     mine = np.arange(worker * lanes // workers, (worker + 1) * lanes // workers)
-    window_steps = max(1, window_rows // (lane_rows * len(mine)))
+    window_steps = max(1, window_rows // global_batch_size)
 
     offsets = np.arange(0, steps, window_steps)[:, np.newaxis] * lane_rows
     start = np.minimum(bounds[mine] + offsets, bounds[mine + 1])
@@ -183,7 +183,7 @@ class Reader:
           epoch: Number of the epoch.
           start_step: Steps of the epoch that were taken before; their rows are not read.
           input_context: Says which of how many workers this is.
-          window_rows: Rows that are decoded and shuffled together.
+          window_rows: Rows over all workers that are decoded and shuffled together, about.
 
         Returns:
           A finite dataset of `({feature: [batch] or [batch, length]}, {level: float32 [batch]}, float32 [batch])`, with

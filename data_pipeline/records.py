@@ -162,7 +162,7 @@ def parse_rows(serialized: tf.Tensor, columns: Sequence[Column]) -> dict[str, tf
         if column.shape == VARIABLE:
             specs[column.name] = tf.io.RaggedFeature(dtype)
         else:
-            default = np.full(column.shape, MISSING[column.dtype])
+            default = np.full([n or 0 for n in column.shape], MISSING[column.dtype])
             specs[column.name] = tf.io.FixedLenFeature(column.shape, dtype, default)
     parsed = tf.io.parse_example(serialized, specs)
     return {c.name: _pad(parsed[c.name], c) if c.shape == VARIABLE else parsed[c.name] for c in columns}

@@ -6,10 +6,12 @@ columns make. It is all that training needs to know about a log.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from hm3_tf.checks import check_type
 from hm3_tf.errors import ConfigError, did_you_mean
+from hm3_tf.features import COMBINERS
 
 DTYPES = ("int64", "string", "float")
 ROLES = ("feature", "behavior", "weight", "group", "ignored", "truth")
@@ -27,12 +29,21 @@ class Hashing:
       salt: Seeds the hash; default the table's name.
       table: Name of the embedding table; default the column's. Columns that name one table share it.
       combiner: `mean` or `sum`, for columns of several values.
+
+    Raises:
+      ConfigError: A value is out of range.
     """
 
     buckets: int
     salt: str = ""
     table: str = ""
     combiner: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.buckets < 2:
+            raise ConfigError(f"schema: expected at least 2 hash buckets, got {self.buckets}")
+        if self.combiner not in COMBINERS:
+            raise ConfigError(f"schema: expected a combiner of {COMBINERS}, got {self.combiner!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,27 +227,37 @@ def from_json(text: str, path: str = "schema.json") -> Schema:
         found = data.get("version") if isinstance(data, dict) else type(data).__name__
         raise ConfigError(f'{path}: expected {{"version": {FORMAT_VERSION}, "columns", "levels"}}, got {found!r}')
     try:
-        columns = tuple(_column(item, path) for item in data.get("columns", ()))
-        levels = tuple(_build(Level, item, path, "level", ("any_of", "values")) for item in data.get("levels", ()))
-        return Schema(columns, levels)
+        columns = tuple(_column(item) for item in _items(data, "columns"))
+        return Schema(columns, tuple(_build(Level, item, "level") for item in _items(data, "levels")))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _column(item: Mapping[str, Any], path: str) -> Column:
-    if isinstance(item, dict) and isinstance(item.get("hashing"), dict):
-        item = {**item, "hashing": _build(Hashing, item["hashing"], path, "hashing")}
-    return _build(Column, item, path, "column", ("shape",))
+def _items(data: Mapping[str, Any], key: str) -> list[Any]:
+    items = data.get(key)
+    if not isinstance(items, list):
+        raise ConfigError(f"expected a list of {key}, got {items!r}")
+    return items
 
 
-def _build(cls: type, item: Any, path: str, kind: str, tuples: Iterable[str] = ()) -> Any:
+def _column(item: Any) -> Column:
+    if isinstance(item, dict) and item.get("hashing") is not None:
+        item = {**item, "hashing": _build(Hashing, item["hashing"], f"hashing of column {item.get('name')!r}")}
+    return _build(Column, item, "column")
+
+
+def _build(cls: type, item: Any, kind: str) -> Any:
     if not isinstance(item, dict):
-        raise ConfigError(f"expected an object for each {kind}, got {item!r}")
+        raise ConfigError(f"{kind}: expected an object, got {item!r}")
+    where = f"{kind} {item['name']!r}" if "name" in item else kind
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in item:
         if key not in fields:
-            raise ConfigError(f"{kind} {item.get('name', '')!r}: unknown field {key!r}; {did_you_mean(key, fields)}")
+            raise ConfigError(f"{where}: unknown field {key!r}; {did_you_mean(key, fields)}")
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in item]
     if missing:
-        raise ConfigError(f"{kind} {item.get('name', '')!r}: expected the fields {missing}, got {sorted(item)}")
-    return cls(**{key: tuple(value) if key in tuples else value for key, value in item.items()})
+        raise ConfigError(f"{where}: expected the fields {missing}, got {sorted(item)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in item.items()}
+    for key, value in values.items():
+        check_type(f"{where}: {key}", value, fields[key].type)
+    return cls(**values)

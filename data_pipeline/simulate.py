@@ -100,6 +100,14 @@ class SimulatedLog:
             if getattr(self, name) < least:
                 raise ConfigError(f"simulation: expected {name} of at least {least}, got {getattr(self, name)}")
 
+    @property
+    def _world(self) -> World:
+        return WORLDS[self.world] if isinstance(self.world, str) else self.world
+
+    @property
+    def _profile(self) -> Profile:
+        return PROFILES[self.profile] if isinstance(self.profile, str) else self.profile
+
     @functools.cached_property
     def schema(self) -> Schema:
         """The columns and levels; ids get ten times as many buckets as there are of them."""
@@ -123,7 +131,7 @@ class SimulatedLog:
     def intercepts(self) -> ndarray:
         """Intercepts of the logits of EDGES, float32 [6], solved on impressions that are not in the log."""
         draws = [self._impressions(index, CALIBRATION)[3] for index in range(CALIBRATION_CHUNKS)]
-        return _calibrate(np.concatenate(draws, 1, dtype=np.float32), PROFILES.get(self.profile, self.profile))
+        return _calibrate(np.concatenate(draws, 1, dtype=np.float32), self._profile)
 
     @functools.cached_property
     def _population(self) -> "_Population":
@@ -131,13 +139,13 @@ class SimulatedLog:
 
     def _impressions(self, index: int, stream: int) -> tuple[np.random.Generator, ndarray, ndarray, ndarray]:
         rng = np.random.default_rng([self.seed, index, stream])
-        return rng, *self._population.impressions(rng, WORLDS.get(self.world, self.world))
+        return rng, *self._population.impressions(rng, self._world)
 
     def batches(self) -> Iterator[dict[str, ndarray | tuple[ndarray, ndarray]]]:
         """Yields chunks of 65,536 rows and the rest, in order.
 
         Yields:
-          {column of the schema: int64, float32 or bytes [rows]}; b"" is missing. `history` is (ids int64 [total],
+          {column of the schema: int64, float32 or str [rows]}; "" is missing. `history` is (ids int64 [total],
           lengths int64 [rows]). `truth_do_*` are the outcomes had the row been clicked, 0 or 1 like the labels.
         """
         return map(self._chunk, range(-(-self.rows // CHUNK_ROWS)))
@@ -150,21 +158,6 @@ class SimulatedLog:
         row = np.arange(index * CHUNK_ROWS, (index + 1) * CHUNK_ROWS)
         columns |= {"day": row * DAYS // self.rows, "slate": row // POSITIONS, "position": row % POSITIONS}
         return {column.name: _head(columns[column.name], self.rows - row[0]) for column in self.schema.columns}
-
-
-def auc(labels: ndarray, scores: ndarray) -> float:
-    """Returns P(a positive of the 0/1 `labels` [rows] outranks a negative), a tie counting 1/2; NaN without pairs."""
-    positives, negatives = scores[labels > 0], np.sort(scores[labels == 0])
-    twice = sum(int(np.searchsorted(negatives, positives, side).sum()) for side in ("left", "right"))
-    pairs = len(positives) * len(negatives)
-    return twice / (2 * pairs) if pairs else float("nan")
-
-
-def bayes_aucs(columns: Mapping[str, ndarray]) -> dict[str, float]:
-    """Returns {"pctr", "pcvr" (on clicked rows), "pctcvr"}: the AUCs of the truth, row noise included."""
-    clicked = columns["click"] > 0
-    pctr, pctcvr = auc(columns["click"], columns["truth_pctr"]), auc(columns["purchase"], columns["truth_pctcvr"])
-    return {"pctr": pctr, "pcvr": auc(columns["purchase"][clicked], columns["truth_pcvr"][clicked]), "pctcvr": pctcvr}
 
 
 class _Entities:
@@ -190,7 +183,7 @@ class _Entities:
 
     def texts(self, index: ndarray) -> dict[str, ndarray]:
         names = {name: [f"{name}_{code}" for code in range(codes.max() + 1)] for name, codes in self.codes.items()}
-        return {name: np.array(names[name], "S")[codes[index]] for name, codes in self.codes.items()}
+        return {name: np.array(names[name])[codes[index]] for name, codes in self.codes.items()}
 
 
 class _Population:
@@ -238,7 +231,7 @@ class _Population:
         users, items = np.repeat(users, POSITIONS), items.ravel()
         result = {"user_id": self.users.ids[users], "item_id": self.items.ids[items]}
         result |= self.users.texts(users) | self.items.texts(items)
-        result["brand"][rng.random(CHUNK_ROWS) < MISSING_BRAND] = b""
+        result["brand"][rng.random(CHUNK_ROWS) < MISSING_BRAND] = ""
         result["price"] = np.exp(3.5 + 0.8 * self.log_price[items]).astype(np.float32)
         starts = np.repeat(rng.integers(LIKED - HISTORY + 1, size=CHUNK_SLATES), POSITIONS)
         lengths = np.repeat(rng.integers(HISTORY + 1, size=CHUNK_SLATES), POSITIONS)

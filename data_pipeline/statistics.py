@@ -228,9 +228,13 @@ def from_json(text: str, levels: Sequence[str], path: str) -> dict[str, SplitSta
         }
         widths = {len(pattern) for split in splits.values() for pattern in split.label_patterns}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: expected the statistics of each split, got {error!r}; convert the log again") from error
+        raise DataError(
+            f"{path}: expected the statistics of each split, got {error!r}; convert the log again"
+        ) from error
     if widths - {len(levels)}:
-        raise DataError(f"{path}: expected label patterns of {len(levels)} levels {tuple(levels)}; convert the log again")
+        raise DataError(
+            f"{path}: expected label patterns of {len(levels)} levels {tuple(levels)}; convert the log again"
+        )
     return splits
 
 

@@ -140,7 +140,12 @@ def explained(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, tf.errors.PermissionDeniedError, tf.errors.FailedPreconditionError, tf.errors.NotFoundError) as error:
+    except (
+        OSError,
+        tf.errors.PermissionDeniedError,
+        tf.errors.FailedPreconditionError,
+        tf.errors.NotFoundError,
+    ) as error:
         reason = getattr(error, "message", None) or str(error)
         raise Hm3Error(
             f"{path}: expected a place that can be written, got: {reason.splitlines()[0]}; "

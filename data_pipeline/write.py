@@ -62,9 +62,7 @@ class SplitWriter:
         """Writes what is left and the index."""
         self._write_blocks(1)
         self._finish_shard()
-        storage.write_text(
-            storage.join(self._folder, index.INDEX_FILE), index.to_json(self._format, self._shards)
-        )
+        storage.write_text(storage.join(self._folder, index.INDEX_FILE), index.to_json(self._format, self._shards))
 
     def _write_blocks(self, least_rows: int) -> None:
         """Writes waiting rows as blocks while at least `least_rows` wait."""

@@ -53,9 +53,7 @@ def _simulate(values: flags.FlagValues) -> None:
 
     log = SimulatedLog(world=values.world, profile=values.profile, rows=values.rows, seed=values.seed)
     source = SimulatedSource(log)
-    splits = convert(
-        source, values.output_dir, day_split(), record_format=values.record_format, total_rows=values.rows
-    )
+    splits = convert(source, values.output_dir, day_split(), record_format=values.record_format, total_rows=values.rows)
     _print_splits(values.output_dir, splits)
 
 
@@ -85,9 +83,7 @@ def _convert(values: flags.FlagValues) -> None:
         schema = schemas.from_json(storage.read_text(values.schema, "check --schema"), values.schema)
     rule = parse_split(values.split, values.split_column, values.seed)
     source = open_source(values.source, values.input, schema, values.behaviors, values.groups, values.ignore)
-    splits = convert(
-        source, values.output_dir, rule, nesting=values.nesting, record_format=values.record_format
-    )
+    splits = convert(source, values.output_dir, rule, nesting=values.nesting, record_format=values.record_format)
     _print_splits(values.output_dir, splits)
 
 
@@ -195,14 +191,10 @@ def _export(values: flags.FlagValues) -> None:
 
 VERBS = {
     "simulate": Verb("write a log whose true probabilities are known", _define_simulate, _simulate, ("output_dir",)),
-    "convert": Verb(
-        "turn a raw log into a data folder", _define_convert, _convert, ("source", "input", "output_dir")
-    ),
+    "convert": Verb("turn a raw log into a data folder", _define_convert, _convert, ("source", "input", "output_dir")),
     "train": Verb("train a model, or resume", _define_train, _train, ("config", "data_dir", "workdir")),
     "evaluate": Verb("print and write the figures of a trained model", _define_evaluate, _evaluate, ("workdir",)),
-    "predict": Verb(
-        "write predictions as Parquet", _define_predict, _predict, ("workdir", "data_dir", "output")
-    ),
+    "predict": Verb("write predictions as Parquet", _define_predict, _predict, ("workdir", "data_dir", "output")),
     "export": Verb("write a SavedModel for TF Serving", _define_export, _export, ("workdir", "export_dir")),
 }
 

@@ -3,12 +3,11 @@
 import copy
 import dataclasses
 import json
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
+from hm3_tf.checks import check_type
 from hm3_tf.errors import ConfigError, did_you_mean
 from hm3_tf.methods import Method, get_method
 
@@ -68,7 +67,7 @@ class DataConfig(_Section):
 
     Attributes:
       nesting: Policy for labels that break the hierarchy: coerce, drop or error.
-      shuffle_rows: Rows that are shuffled together on a worker; blocks are shuffled over the whole split.
+      shuffle_rows: Rows over all workers that are shuffled together; blocks are shuffled over the whole split.
     """
 
     nesting: str = "coerce"
@@ -159,7 +158,7 @@ def checked(config: Config) -> Config:
     config = copy.deepcopy(config)
     for name, section in _sections(config):
         for field in dataclasses.fields(section):
-            _check_type(f"{name}.{field.name}", getattr(section, field.name), field.type)
+            check_type(f"{name}.{field.name}", getattr(section, field.name), field.type)
     levels = config.method.levels
     model, training = config.model, config.training
     positive = (
@@ -199,16 +198,6 @@ def _require(condition: bool, name: str, expected: str, value: Any) -> None:
 
 def _require_one_of(value: str, known: tuple[str, ...], name: str) -> None:
     _require(value in known, name, f"one of {known} ({did_you_mean(value, known)})", value)
-
-
-def _check_type(name: str, value: Any, expected: Any) -> None:
-    allowed = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
-    classes = tuple(typing.get_origin(item) or item for item in allowed)
-    if float in classes and isinstance(value, int) and not isinstance(value, bool):
-        return
-    _require(isinstance(value, classes), name, getattr(expected, "__name__", str(expected)), value)
-    for item in value if isinstance(value, tuple) and typing.get_args(expected) else ():
-        _check_type(name, item, typing.get_args(expected)[0])
 
 
 def to_json(config: Config) -> str:

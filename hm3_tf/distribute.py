@@ -39,7 +39,9 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 def _check_tf_config() -> None:
     text = os.environ.get("TF_CONFIG")
     if not text:
-        raise Hm3Error(f"distribution.strategy=multi_worker: expected TF_CONFIG in the environment, found none; {_REMEDY}")
+        raise Hm3Error(
+            f"distribution.strategy=multi_worker: expected TF_CONFIG in the environment, found none; {_REMEDY}"
+        )
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
@@ -71,9 +73,14 @@ def _own_address(config: Any) -> str:
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the run's files: the only one, or worker 0."""
     resolver = strategy.cluster_resolver
-    return resolver is None or not resolver.task_type or (resolver.task_type, resolver.task_id) in (
-        ("chief", 0),
-        ("worker", 0) if "chief" not in resolver.cluster_spec().jobs else ("chief", 0),
+    return (
+        resolver is None
+        or not resolver.task_type
+        or (resolver.task_type, resolver.task_id)
+        in (
+            ("chief", 0),
+            ("worker", 0) if "chief" not in resolver.cluster_spec().jobs else ("chief", 0),
+        )
     )
 
 

@@ -1,5 +1,6 @@
 """Predictions of a model over a split, and their figures."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -34,8 +35,10 @@ def split_reader(run: Workdir, index: SplitIndex, **options: Any) -> Reader:
 
 
 def evaluation_reader(run: Workdir, index: SplitIndex) -> Reader:
-    """Returns the reader that an `Evaluator` takes: without sample weights, as figures are per row; with the truth if
-    the log is a simulated one."""
+    """Returns the reader that an `Evaluator` takes.
+
+    Without sample weights, as figures are per row; with the truth if the log is a simulated one.
+    """
     known = {column.name for column in run.schema.with_role("truth")}
     truth = _TRUTH if known.issuperset(_TRUTH) else ()
     return split_reader(run, index, nesting=run.config.data.nesting, sample_weights=False, carry=truth)
@@ -105,8 +108,8 @@ class Evaluator:
             for features, levels, weights, *carried in self._dataset():
                 real = weights.numpy() > 0
                 labels = np.stack([levels[level].numpy() > 0 for level in self._levels], axis=1)
-                truth = [carried[0][name].numpy() for name in self._reader.carry] if carried else []
-                truth = np.stack(truth, axis=1) if truth else np.empty((len(real), 0), np.float32)
+                columns = [carried[0][name].numpy() for name in self._reader.carry] if carried else []
+                truth = np.stack(columns, axis=1) if columns else np.empty((len(real), 0), np.float32)
                 parts.append([array[real] for array in (self._predict(features).numpy(), labels, truth)])
         return tuple(gather(self._strategy, np.concatenate(part)) for part in zip(*parts))
 
@@ -183,13 +186,13 @@ def predict_run(run: Workdir, index: SplitIndex, output: str) -> int:
             yield pa.RecordBatch.from_pydict(arrays)
 
     rows = 0
-    with storage.staged_file(output) as temporary, _ParquetFile(temporary, "wb") as file:
-        with explained_read_errors(index), Progress("predict", index.rows) as progress:
+    with storage.staged_file(output) as temporary, Progress("predict", index.rows) as progress:
+        with explained_read_errors(index), _ParquetFile(temporary, "wb") as file, contextlib.ExitStack() as stack:
             writer = None
             for batch in batches():
-                writer = writer or pq.ParquetWriter(pa.PythonFile(file, "w"), batch.schema)
+                if writer is None:
+                    writer = stack.enter_context(pq.ParquetWriter(pa.PythonFile(file, "w"), batch.schema))
                 writer.write_batch(batch)
                 rows += batch.num_rows
                 progress.advance(batch.num_rows)
-            writer.close()
     return rows

@@ -49,7 +49,9 @@ class ServingModule(tf.Module):
         levels = run.config.method.levels
 
         def predict(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            inputs = network_inputs({column.name: _fit_length(raw[column.name], column) for column in columns}, features)
+            inputs = network_inputs(
+                {column.name: _fit_length(raw[column.name], column) for column in columns}, features
+            )
             return probabilities(model.network(inputs, training=False), levels)
 
         @tf.function(input_signature=[{column.name: _raw_spec(column) for column in columns}])
@@ -95,8 +97,9 @@ def export_run(run: Workdir, export_dir: str) -> str:
 
 
 def check_export(run: Workdir) -> None:
-    """Exports the run's network with small tables, loads it and serves a row: before training, as a model that cannot be
-    exported should fail in seconds.
+    """Exports the run's network with small tables, loads it and serves a row.
+
+    It is for before the training: a model that cannot be exported should fail in seconds, not after hours.
 
     Args:
       run: The run.

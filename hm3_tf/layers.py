@@ -154,7 +154,7 @@ class ParallelTowers(keras.layers.Layer):
         towers = len(self._base_rates)
         logits = [math.log(rate / (1 - rate)) for rate in self._base_rates.values()]
         self._kernels, self._biases = [], []
-        for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:])):
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             last = i == len(self._units)
             kernel = _EachTower(self._seed + i * towers)
             bias = keras.initializers.Constant([[[z]] for z in logits]) if last else keras.initializers.Zeros()

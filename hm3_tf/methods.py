@@ -23,19 +23,22 @@ class Method:
       merged_levels: Levels that are the union of levels of the data: {level: levels that it merges}.
 
     Raises:
-      ConfigError: The first chain does not start at the impression, or a later one not at the end of the one before.
+      ConfigError: The first chain does not start at the impression, or a later one not at the end of the one before; or
+        there are fewer than two levels, or one stands twice.
     """
 
     name: str
     citation: str
     graphs: tuple[BehaviorGraph, ...]
-    merged_levels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    merged_levels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         roots = [graph.root for graph in self.graphs]
         expected = [IMPRESSION, *(graph.levels[-1] for graph in self.graphs[:-1])]
         if roots != expected:
             raise ConfigError(f"method {self.name!r}: expected graphs with the roots {expected}, got {roots}")
+        if len(set(self.levels)) < len(self.levels):
+            raise ConfigError(f"method {self.name!r}: expected levels that differ, got {self.levels}")
         if len(self.levels) < 2:
             raise ConfigError(
                 f"method {self.name!r}: expected at least two levels (a click and a conversion), got {self.levels}"
@@ -85,7 +88,7 @@ ESM2_MI = Method(
     "esm2_mi",
     "HM3 (Wen et al., SIGIR 2021), Section 3.1.2",
     (BehaviorGraph((_CLICK, _D_ACTION, _PURCHASE)),),
-    MappingProxyType({"d_action": ("d_mi", "d_ma")}),
+    {"d_action": ("d_mi", "d_ma")},
 )
 HM3 = Method(
     "hm3", "Wen et al., SIGIR 2021, Eq. 1-4 and Figure 1(b)", (BehaviorGraph((_CLICK, _D_MI, _D_MA, _PURCHASE)),)

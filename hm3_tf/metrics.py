@@ -38,14 +38,13 @@ def binary_metrics(labels: np.ndarray, log_pair: np.ndarray) -> dict[str, Any]:
     labels = np.asarray(labels, bool)
     pair = np.asarray(log_pair, np.float64)
     rows, positives = len(labels), int(np.count_nonzero(labels))
-    prediction = float(np.exp(pair[:, 0]).mean()) if rows else None
-    rate = positives / rows if rows else None
+    expected = float(np.exp(pair[:, 0]).sum())
     return {
         "rows": rows,
         "positives": positives,
-        "rate": rate,
-        "prediction": prediction,
-        "pcoc": prediction / rate if rate else None,
+        "rate": positives / rows if rows else None,
+        "prediction": expected / rows if rows else None,
+        "pcoc": expected / positives if positives else None,
         "auc": auc(labels, pair[:, 0]),
         "log_loss": float(-np.where(labels, pair[:, 0], pair[:, 1]).mean()) if rows else None,
     }

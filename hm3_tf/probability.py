@@ -10,8 +10,6 @@ import tensorflow as tf
 from hm3_tf.behavior_graph import BehaviorGraph
 from hm3_tf.errors import did_you_mean
 
-_LOG_HALF = -0.6931472
-
 
 def log_bernoulli(logit: tf.Tensor) -> tf.Tensor:
     """Returns (log P, log(1 - P)) of the event with these log-odds.
@@ -29,7 +27,7 @@ def _normalize(log_p: tf.Tensor, log_not_p: tf.Tensor) -> tf.Tensor:
     """Returns the pair [batch, 2], the larger recomputed from the smaller, which alone is exact in relative terms."""
     rare = log_p < log_not_p
     smaller = tf.where(rare, log_p, log_not_p)
-    larger = tf.math.log1p(-tf.exp(tf.minimum(smaller, _LOG_HALF)))
+    larger = tf.math.log1p(-tf.exp(smaller))
     return tf.stack([tf.where(rare, smaller, larger), tf.where(rare, larger, smaller)], axis=-1)
 
 
@@ -76,17 +74,17 @@ def log_probs(
     """
     start = 0 if given is None or given == graph.root else graph.index(given) + 1
     result: dict[str, tf.Tensor] = {}
-    gate = state = None  # (log P, log(1 - P)) of the last gate, and of the last level given that gate
+    gate = None  # (log P, log(1 - P)) of the last gate; the state is that of the last level given the gate
+    previous = ""
     for transition in graph.transitions[start:]:
-        logits = _logits(transition.edges, edge_logits)
+        logits = _logits(transition.edges if result else transition.edges[:1], edge_logits)
         if transition.follows_gate and result:
-            gate, state = result[previous], None
-        if state is None or len(logits) == 1:
+            gate = result[previous]
+        if len(logits) == 1:
             state = log_bernoulli(logits[0])
         else:
             edges = tf.stack([log_bernoulli(logit) for logit in logits], axis=-2)
             state = tf.reduce_logsumexp(state[..., tf.newaxis] + edges, axis=-2)
-        pair = _normalize(state[..., 0], state[..., 1]) if gate is None else given_gate(gate, state)
-        result[transition.level] = pair
+        result[transition.level] = _normalize(state[..., 0], state[..., 1]) if gate is None else given_gate(gate, state)
         previous = transition.level
     return result

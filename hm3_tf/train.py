@@ -218,7 +218,9 @@ class Trainer(keras.callbacks.Callback):
             return {}
         start = time.monotonic()
         figures = self._evaluator()
-        self._write({"step": step, "epoch": epoch, "validation_seconds": time.monotonic() - start, "validation": figures})
+        self._write(
+            {"step": step, "epoch": epoch, "validation_seconds": time.monotonic() - start, "validation": figures}
+        )
         target, figure = self._best_figure
         value = figures.get(target, figures["levels"].get(target))[figure]
         if value is None:

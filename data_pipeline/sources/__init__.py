@@ -31,5 +31,9 @@ def open_source(
     if name not in SOURCES:
         raise UsageError(f"--source: expected one of {SOURCES}, got {name!r}; {did_you_mean(name, SOURCES)}")
     if name in ("parquet", "csv") and schema is None and not behaviors:
-        raise UsageError(f"--source={name}: expected --schema=schema.json or --behaviors=click,...,purchase, got neither")
-    return importlib.import_module(f"data_pipeline.sources.{name}").open_source(path, schema, behaviors, groups, ignored)
+        raise UsageError(
+            f"--source={name}: expected --schema=schema.json or --behaviors=click,...,purchase, got neither"
+        )
+    return importlib.import_module(f"data_pipeline.sources.{name}").open_source(
+        path, schema, behaviors, groups, ignored
+    )

@@ -33,15 +33,17 @@ class SourceBatch:
 
 
 class Source(Protocol):
-    """A raw log.
+    """A raw log."""
 
-    Attributes:
-      schema: Its columns and levels.
-      inferred: Names of the columns whose number of hash buckets is to be set from the data.
-    """
+    @property
+    def schema(self) -> Schema:
+        """Its columns and levels."""
+        ...
 
-    schema: Schema
-    inferred: frozenset[str]
+    @property
+    def inferred(self) -> frozenset[str]:
+        """Names of the columns whose number of hash buckets is to be set from the data."""
+        ...
 
     def batches(self) -> Iterator[SourceBatch]:
         """Yields the rows in order."""
@@ -128,7 +130,7 @@ def parse_behaviors(text: str) -> tuple[Level, ...]:
     Raises:
       UsageError: A name is empty.
     """
-    levels = []
+    levels: list[Level] = []
     for item in text.split(","):
         name, _, columns = item.strip().partition("=")
         names = tuple(column.strip() for column in (columns or name).split("|"))

@@ -128,10 +128,6 @@ def test_methods_are_frozen():
         HM3.name = "mine"
     with pytest.raises(TypeError):
         METHODS["mine"] = ESMM
-    with pytest.raises(TypeError):
-        ESM2_MI.merged_levels["d_action"] = ()
-    with pytest.raises(TypeError):
-        ESMM.merged_levels["d_action"] = ()
 
 
 def test_the_constants_are_the_registry():

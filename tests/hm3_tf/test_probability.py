@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -28,7 +28,7 @@ NO_GATE = (("a", False), ("b", False), ("c", False))
 GATE_AFTER_NON_GATE = (("view", False), ("click", True), ("cart", False), ("apply", True), ("approve", False))
 TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
 
-properties = settings(deadline=None, max_examples=40, derandomize=True)
+properties = settings(deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 chains = st.lists(st.booleans(), min_size=1, max_size=5).map(lambda gates: tuple(zip("abcde", gates)))
 
 
