@@ -96,10 +96,11 @@ def gather(strategy: tf.distribute.Strategy, rows: np.ndarray) -> np.ndarray:
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return rows
+    values = rows.astype(np.int32) if rows.dtype == bool else rows  # collectives know no bool
     first_replica_only = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(rows if _first_here(context, strategy) else rows[:0])
+        lambda context: tf.constant(values if _first_here(context, strategy) else values[:0])
     )
-    return strategy.gather(first_replica_only, axis=0).numpy()
+    return strategy.gather(first_replica_only, axis=0).numpy().astype(rows.dtype)
 
 
 def _first_here(context: tf.distribute.ReplicaContext, strategy: tf.distribute.Strategy) -> bool:

@@ -186,13 +186,15 @@ def predict_run(run: Workdir, index: SplitIndex, output: str) -> int:
             yield pa.RecordBatch.from_pydict(arrays)
 
     rows = 0
-    with storage.staged_file(output) as temporary, Progress("predict", index.rows) as progress:
-        with explained_read_errors(index), _ParquetFile(temporary, "wb") as file, contextlib.ExitStack() as stack:
-            writer = None
-            for batch in batches():
-                if writer is None:
-                    writer = stack.enter_context(pq.ParquetWriter(pa.PythonFile(file, "w"), batch.schema))
-                writer.write_batch(batch)
-                rows += batch.num_rows
-                progress.advance(batch.num_rows)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_ParquetFile(stack.enter_context(storage.staged_file(output)), "wb"))
+        stack.enter_context(explained_read_errors(index))
+        progress = stack.enter_context(Progress("predict", index.rows))
+        writer = None
+        for batch in batches():
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(pa.PythonFile(file, "w"), batch.schema))
+            writer.write_batch(batch)
+            rows += batch.num_rows
+            progress.advance(batch.num_rows)
     return rows

@@ -244,6 +244,31 @@ def _best_figure(config: Config) -> tuple[str, str]:
     return target, figure
 
 
+def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
+    """Returns the trainer of a run, ready to start or to resume.
+
+    Args:
+      config: The run's config.
+      data_dir: The data folder.
+      workdir: The run's directory; one that holds a run of the same config is resumed.
+
+    Returns:
+      The trainer.
+
+    Raises:
+      Hm3Error: Config, log, workdir or cluster cannot be used; the message says which and why.
+    """
+    config = checked(config)
+    strategy = make_strategy(config.distribution.strategy)
+    chief = is_chief(strategy)
+    keras.utils.set_random_seed(config.training.seed)
+    data = DataFolder.open(data_dir)
+    run = claim_workdir(workdir, config, data, write=chief)
+    if chief:
+        check_export(run)
+    return Trainer(run, data, strategy, chief)
+
+
 def train_and_evaluate(config: Config, data_dir: str, workdir: str) -> dict[str, Any]:
     """Trains a run and evaluates it on validation after each epoch.
 
@@ -256,14 +281,6 @@ def train_and_evaluate(config: Config, data_dir: str, workdir: str) -> dict[str,
       Figures of the last validation, see `Evaluator`; empty without a validation split.
 
     Raises:
-      Hm3Error: Config, log, workdir or cluster cannot be used, or the training went wrong; the message says which.
+      Hm3Error: As `open_trainer`, or the training went wrong.
     """
-    config = checked(config)
-    strategy = make_strategy(config.distribution.strategy)
-    chief = is_chief(strategy)
-    keras.utils.set_random_seed(config.training.seed)
-    data = DataFolder.open(data_dir)
-    run = claim_workdir(workdir, config, data, write=chief)
-    if chief:
-        check_export(run)
-    return Trainer(run, data, strategy, chief).train()
+    return open_trainer(config, data_dir, workdir).train()

@@ -1,0 +1,66 @@
+# Every target makes the virtual environment it needs from pinned requirements.
+PYTHON ?= python3
+VENV ?= .venv
+LATEST ?= .venv-latest
+DEMO ?= demo-out
+HM3 = $(VENV)/bin/hm3
+
+.PHONY: install demo test test-latest lint format bench requirements clean
+
+install: $(VENV)/.installed
+$(VENV)/.installed: requirements.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(LATEST)/.installed: requirements-latest.txt setup.py
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/pip install --quiet --disable-pip-version-check -r requirements-latest.txt
+	$(LATEST)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# Simulates a log, trains HM3 on it, evaluates it beside the best possible AUC, exports and serves it.
+demo: install
+	rm -rf $(DEMO)
+	$(HM3) simulate --output_dir=$(DEMO)/data --rows=1000000
+	$(HM3) train --config=configs/demo.py --data_dir=$(DEMO)/data --workdir=$(DEMO)/run
+	$(HM3) evaluate --workdir=$(DEMO)/run
+	$(HM3) predict --workdir=$(DEMO)/run --data_dir=$(DEMO)/data --output=$(DEMO)/predictions.parquet
+	$(HM3) export --workdir=$(DEMO)/run --export_dir=$(DEMO)/export
+	TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python deploy/predict_saved_model.py $(DEMO)/export/1 \
+	  position=0 category=c7 price=19.9 -- position=7 category=c7 price=199
+
+test: install
+	$(VENV)/bin/python -m pytest
+
+# The same tests on the newest TensorFlow, where tensorflow-io does not load.
+test-latest: $(LATEST)/.installed
+	$(LATEST)/bin/python -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: install
+	$(VENV)/bin/python benchmarks/reading.py
+	$(VENV)/bin/python benchmarks/optimizer.py
+
+requirements:
+	$(PYTHON) -m venv .venv-resolver
+	.venv-resolver/bin/pip install --quiet uv
+	for name in requirements requirements-latest; do \
+	  .venv-resolver/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links $$name.in | grep -v '^-e' > $$name.resolved; \
+	  (echo "# Resolved from $$name.in by \`make requirements\`."; cat $$name.resolved) > $$name.txt; \
+	  rm $$name.resolved; \
+	done
+	rm -rf .venv-resolver
+
+clean:
+	rm -rf $(VENV) $(LATEST) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,17 @@
+"""Methods as tuned for the real log (KuaiRand-Pure), on its validation day only.
+
+hm3 convert --source=kuairand --input=KuaiRand-Pure --output_dir=data/kuairand --split=date:2022-05-02,2022-05-03
+hm3 train --config=configs/kuairand.py:hm3 --data_dir=data/kuairand --workdir=runs/hm3
+"""
+
+from hm3_tf.config import Config, ModelConfig, TrainingConfig
+
+
+def get_config(method: str = "hm3") -> Config:
+    """Returns the config of a method of the paper; all share the settings that were chosen for HM3."""
+    return Config(
+        model=ModelConfig(method=method, tower_units=(128, 64), dropout=0.0, embedding_dim=16),
+        training=TrainingConfig(
+            global_batch_size=2048, epochs=2, learning_rate=0.002, edge_loss_weight=1.0, log_every_steps=20
+        ),
+    )

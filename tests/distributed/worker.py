@@ -1,0 +1,29 @@
+"""One worker of a run: trains as `hm3 train` does, then writes this process's own weights and metrics.
+
+python -m tests.distributed.worker METHOD DATA_DIR WORKDIR STRATEGY WEIGHTS.npz
+"""
+
+import sys
+
+import numpy as np
+
+from hm3_tf.config import Config, DistributionConfig, ModelConfig, TrainingConfig
+from hm3_tf.train import open_trainer
+
+
+def main(method: str, data_dir: str, workdir: str, strategy: str, output: str) -> None:
+    """Trains and writes the weights."""
+    features = ("position", "user_id", "item_id", "brand", "price", "history")
+    config = Config(
+        model=ModelConfig(method, tower_units=(8, 4), dropout=0.0, embedding_dim=4, features=features),
+        training=TrainingConfig(global_batch_size=512, epochs=2, learning_rate=0.01, log_every_steps=1),
+        distribution=DistributionConfig(strategy),
+    )
+    trainer = open_trainer(config, data_dir, workdir)
+    figures = trainer.train()
+    weights = {str(i): weight for i, weight in enumerate(trainer.model.network.get_weights())}
+    np.savez(output, validation_auc=figures["pctr"]["auc"], **weights)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

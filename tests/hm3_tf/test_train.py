@@ -1,0 +1,156 @@
+"""Training: resuming, checkpoints, early stopping, logs, and losses that are not finite."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hm3_tf import train
+from hm3_tf.errors import ConfigError, Hm3Error
+from hm3_tf.train import open_trainer, train_and_evaluate
+from hm3_tf.workdir import open_workdir
+from tests.conftest import tiny_config
+
+STEPS = 9  # an epoch: 4,286 rows in batches of 512
+
+
+@pytest.fixture(autouse=True)
+def _no_trial_export(monkeypatch):
+    """The trial export has tests of its own and takes seconds."""
+    monkeypatch.setattr(train, "check_export", lambda run: None)
+
+
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """An uninterrupted run of two epochs that logs every step, and its final weights."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "check_export", lambda run: None)
+        trainer = open_trainer(tiny_config(epochs=2, log_every_steps=1), data.path, str(workdir))
+        trainer.train()
+    return workdir, trainer.model.network.get_weights()
+
+
+@pytest.mark.parametrize("stop", [4, STEPS, 13])
+def test_a_run_that_stopped_resumes_to_the_weights_of_one_that_did_not(data, whole, tmp_path, stop):
+    _, weights = whole
+    train_and_evaluate(tiny_config(epochs=2, log_every_steps=1, max_steps=stop), data.path, str(tmp_path))
+    assert [line["step"] for line in lines(tmp_path) if "loss" in line][-1] == stop
+    trainer = open_trainer(tiny_config(epochs=2, log_every_steps=1), data.path, str(tmp_path))
+    trainer.train()
+    for resumed, uninterrupted in zip(trainer.model.network.get_weights(), weights):
+        np.testing.assert_allclose(resumed, uninterrupted, atol=1e-6)
+
+
+def test_a_resumed_log_has_each_step_once_with_the_losses_of_an_uninterrupted_one(data, whole, tmp_path):
+    workdir, _ = whole
+    config = tiny_config(epochs=2, log_every_steps=1, checkpoint_every_steps=5, max_steps=7)
+    train_and_evaluate(config, data.path, str(tmp_path))
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(), str(tmp_path / "checkpoints"), 3)
+    newest = manager.checkpoints[-1]  # as if the process had died between steps 5 and 7
+    for file in tmp_path.glob("checkpoints/ckpt-7.*"):
+        file.unlink()
+    index = tmp_path / "checkpoints" / "checkpoint"
+    index.write_text("\n".join(line for line in index.read_text().splitlines() if "ckpt-7" not in line))
+    index.write_text(f'model_checkpoint_path: "ckpt-5"\n{index.read_text()}')
+    assert newest.endswith("ckpt-7")
+    train_and_evaluate(tiny_config(epochs=2, log_every_steps=1, checkpoint_every_steps=5), data.path, str(tmp_path))
+    resumed = [line for line in lines(tmp_path) if "loss" in line]
+    assert [line["step"] for line in resumed] == list(range(1, 2 * STEPS + 1))
+    expected = [line["loss"] for line in lines(workdir) if "loss" in line]
+    assert [line["loss"] for line in resumed] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_log_holds_what_scripts_read(whole):
+    workdir, _ = whole
+    steps = [line for line in lines(workdir) if "loss" in line]
+    assert set(steps[0]) == {"step", "epoch", "loss", "examples_per_second", "losses"}
+    assert set(steps[0]["losses"]) == {"click", "d_mi", "d_ma", "purchase"}
+    assert [line["step"] for line in steps] == list(range(1, 2 * STEPS + 1))
+    validations = [line for line in lines(workdir) if "validation" in line]
+    assert [line["step"] for line in validations] == [STEPS, 2 * STEPS]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+def test_tensorboard_has_the_same_scalars(whole):
+    workdir, _ = whole
+    events = [path for path in (workdir / "tensorboard").iterdir()]
+    tags = {
+        value.tag
+        for event in tf.compat.v1.train.summary_iterator(str(events[0]))
+        for value in event.summary.value
+    }
+    assert {"loss", "losses/purchase", "examples_per_second", "validation/pctcvr/auc"} <= tags
+
+
+def test_the_best_checkpoint_is_that_of_the_best_validation(data, whole):
+    workdir, _ = whole
+    values = {line["step"]: line["validation"]["pctcvr"]["auc"] for line in lines(workdir) if "validation" in line}
+    best = tf.train.latest_checkpoint(str(workdir / "checkpoints" / "best"))
+    assert best.endswith(f"ckpt-{max(values, key=values.get)}")
+
+
+def test_training_stops_when_validation_no_longer_improves(data, tmp_path, monkeypatch):
+    aucs = iter([0.6, 0.7, 0.65, 0.69, 0.9])
+    figures = lambda: {"levels": {}, "pctcvr": {"auc": next(aucs)}}  # noqa: E731
+    monkeypatch.setattr(train.Evaluator, "__call__", lambda self: figures())
+    config = tiny_config(epochs=5, early_stopping_epochs=2, global_batch_size=4096)
+    train_and_evaluate(config, data.path, str(tmp_path))
+    assert [line["validation"]["pctcvr"]["auc"] for line in lines(tmp_path) if "validation" in line] == [0.6, 0.7, 0.65, 0.69]
+    train_and_evaluate(config, data.path, str(tmp_path))  # a run that has ended does not go on
+    assert len([line for line in lines(tmp_path) if "validation" in line]) == 4
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(data, tmp_path):
+    config = tiny_config(learning_rate=1e30, log_every_steps=100, checkpoint_every_steps=3)
+    with pytest.raises(Hm3Error, match="expected a finite loss, got .* in steps 1 to 3; lower training.learning_rate"):
+        train_and_evaluate(config, data.path, str(tmp_path))
+    assert not list(tmp_path.glob("checkpoints/ckpt*"))
+
+
+def test_a_figure_that_cannot_choose_the_best_checkpoint_is_refused(data, tmp_path):
+    with pytest.raises(ConfigError, match="training.best_metric: .* got 'pctcvr.acu'; did you mean 'pctcvr.auc'"):
+        train_and_evaluate(tiny_config(best_metric="pctcvr.acu"), data.path, str(tmp_path))
+
+
+def test_a_log_without_validation_trains_and_keeps_its_latest_weights(data, tmp_path):
+    log = tmp_path / "log"
+    shutil.copytree(data.path, log)
+    shutil.rmtree(log / "validation")
+    assert train_and_evaluate(tiny_config(epochs=1), str(log), str(tmp_path / "run")) == {}
+    assert open_workdir(str(tmp_path / "run")).trained_model()
+
+
+def test_old_checkpoints_are_removed(data, tmp_path):
+    config = tiny_config(epochs=1, checkpoint_every_steps=2, keep_checkpoints=2)
+    train_and_evaluate(config, data.path, str(tmp_path))
+    kept = sorted(path.name for path in tmp_path.glob("checkpoints/ckpt-*.index"))
+    assert kept == ["ckpt-8.index", "ckpt-9.index"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data, whole, tmp_path):
+    _, weights = whole
+    ends = []
+    for seed in (0, 1):
+        trainer = open_trainer(tiny_config(epochs=2, seed=seed), data.path, str(tmp_path / str(seed)))
+        trainer.train()
+        ends.append(trainer.model.network.get_weights())
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(ends[0], weights))
+    assert not all(np.allclose(a, b, atol=1e-3) for a, b in zip(ends[0], ends[1]))
+
+
+def test_a_funnel_of_ones_own_trains_with_three_lines(data, tmp_path):
+    from hm3_tf.behavior_graph import Behavior, BehaviorGraph
+
+    graph = BehaviorGraph((Behavior("click", gate=True), Behavior("d_ma", gate=True), Behavior("purchase")))
+    config = tiny_config(epochs=1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, method="own", graph=graph))
+    figures = train_and_evaluate(config, data.path, str(tmp_path))
+    assert set(figures["levels"]) == {"click", "d_ma", "purchase"}
