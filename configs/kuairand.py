@@ -10,8 +10,8 @@ from hm3_tf.config import Config, ModelConfig, TrainingConfig
 def get_config(method: str = "hm3") -> Config:
     """Returns the config of a method of the paper; all share the settings that were chosen for HM3."""
     return Config(
-        model=ModelConfig(method=method, tower_units=(128, 64), dropout=0.0, embedding_dim=16),
+        model=ModelConfig(method=method, tower_units=(128, 64), dropout=0.2, embedding_dim=16),
         training=TrainingConfig(
-            global_batch_size=2048, epochs=2, learning_rate=0.002, edge_loss_weight=1.0, log_every_steps=20
+            global_batch_size=1024, epochs=2, learning_rate=0.002, edge_loss_weight=1.0, log_every_steps=20
         ),
     )

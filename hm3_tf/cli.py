@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,7 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from hm3_tf import __version__
-from hm3_tf.errors import ConfigError, Hm3Error, UsageError, did_you_mean
+from hm3_tf import config as configs
+from hm3_tf.errors import Hm3Error, UsageError, did_you_mean
 
 SPLIT_HELP = "date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY or fraction:TRAIN,VALIDATION,TEST"
 
@@ -22,13 +24,13 @@ class Verb:
 
     Attributes:
       summary: What it does, in a line.
-      define: Defines its flags.
+      define: Defines its flags; some depend on the arguments, as those of a config file's fields.
       run: Runs it with the parsed flags.
       required: Flags that must be given.
     """
 
     summary: str
-    define: Callable[[flags.FlagValues], None]
+    define: Callable[[flags.FlagValues, Sequence[str]], None]
     run: Callable[[flags.FlagValues], None]
     required: tuple[str, ...] = ()
 
@@ -37,7 +39,7 @@ def _string(values: flags.FlagValues, name: str, default: str | None, text: str)
     flags.DEFINE_string(name, default, text, flag_values=values)
 
 
-def _define_simulate(values: flags.FlagValues) -> None:
+def _define_simulate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     _string(values, "output_dir", None, "Data folder to write.")
     _string(values, "world", "graph_true", "World to simulate.")
     _string(values, "profile", "dense", "Rates: dense (CTR 10 %) or paper (2.98 %).")
@@ -57,7 +59,7 @@ def _simulate(values: flags.FlagValues) -> None:
     _print_splits(values.output_dir, splits)
 
 
-def _define_convert(values: flags.FlagValues) -> None:
+def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     _string(values, "source", None, "Layout of the raw log: parquet, csv or kuairand.")
     _string(values, "input", None, "Raw log: a file, a folder or a glob pattern.")
     _string(values, "output_dir", None, "Data folder to write.")
@@ -97,28 +99,38 @@ def _print_splits(output_dir: str, splits: dict) -> None:
             print(f"  {'':<10} labels against the hierarchy: {broken}")
 
 
-def _define_train(values: flags.FlagValues) -> None:
+def _define_train(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     config_flags.DEFINE_config_file(
-        "config", None, "Config file, as configs/hm3.py or file.py:argument.", flag_values=values
+        "config",
+        None,
+        "Config file, as configs/hm3.py or file.py:argument.",
+        flag_values=values,
+        sys_argv=["hm3 train", *arguments],
     )
     _string(values, "data_dir", None, "Data folder.")
     _string(values, "workdir", None, "Directory of the run; the same config resumes it.")
 
 
 def _train(values: flags.FlagValues) -> None:
-    from hm3_tf.config import Config
-
-    config = values.config
-    if not isinstance(config, Config):
-        raise ConfigError(
-            f"--config: expected get_config() to return a hm3_tf.config.Config, got {type(config).__name__}"
-        )
+    config = _given_config(values)
     from hm3_tf.train import train_and_evaluate
 
     figures = train_and_evaluate(config, values.data_dir, values.workdir)
     print(f"trained {values.workdir}")
     if figures:
         _print_metrics({"split": "validation", **figures})
+
+
+def _given_config(values: flags.FlagValues) -> configs.Config:
+    try:
+        _ = values.config.model  # a file that cannot be read says so only now
+    except Exception as error:
+        raise UsageError(
+            f"--config={values['config'].config_filename}: expected a config file, got: {error!r}"
+        ) from error
+    if not isinstance(values.config, configs.Config):
+        raise UsageError(f"--config: expected get_config() to return a hm3_tf.config.Config, got {type(values.config)}")
+    return values.config
 
 
 def _print_metrics(metrics: dict) -> None:
@@ -138,7 +150,7 @@ def _cell(value: float | None, width: int, digits: int) -> str:
     return f"{'-' if value is None else format(value, f'.{digits}f'):>{width}}"
 
 
-def _define_evaluate(values: flags.FlagValues) -> None:
+def _define_evaluate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     _string(values, "workdir", None, "Directory of the run.")
     _string(values, "data_dir", None, "Data folder; default the one it was trained on.")
     _string(values, "split", "test", "Split to evaluate.")
@@ -162,8 +174,8 @@ def _open_split(run, values: flags.FlagValues):
     return dataclasses.replace(DataFolder.open(values.data_dir or run.data_dir), schema=run.schema).split(values.split)
 
 
-def _define_predict(values: flags.FlagValues) -> None:
-    _define_evaluate(values)
+def _define_predict(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
+    _define_evaluate(values, _arguments)
     values["split"].help = "Split to predict."
     values["output"].help = "Parquet file to write."
 
@@ -177,7 +189,7 @@ def _predict(values: flags.FlagValues) -> None:
     print(f"wrote {values.output}: {rows:,} rows")
 
 
-def _define_export(values: flags.FlagValues) -> None:
+def _define_export(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     _string(values, "workdir", None, "Directory of the run.")
     _string(values, "export_dir", None, "Folder of numbered versions, as TensorFlow Serving watches it.")
 
@@ -207,7 +219,7 @@ def _usage() -> str:
 def _parse(name: str, arguments: Sequence[str]) -> flags.FlagValues:
     verb = VERBS[name]
     values = flags.FlagValues()
-    verb.define(values)
+    verb.define(values, arguments)
     flags.DEFINE_bool("traceback", False, "Show the traceback of an error.", flag_values=values)
     if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
         print(f"hm3 {name}: {verb.summary}\n{values.get_help()}")
@@ -215,13 +227,22 @@ def _parse(name: str, arguments: Sequence[str]) -> flags.FlagValues:
     try:
         rest = values([f"hm3 {name}", *arguments])[1:]
     except (flags.Error, KeyError, AttributeError) as error:
-        raise UsageError(f"hm3 {name}: {error.args[0] if error.args else error}") from error
+        raise UsageError(f"hm3 {name}: {_with_hint(str(error.args[0] if error.args else error))}") from error
     if rest:
         raise UsageError(f"hm3 {name}: expected flags only, got {rest}")
     missing = [f"--{flag}" for flag in verb.required if values[flag].value is None]
     if missing:
         raise UsageError(f"hm3 {name}: expected {', '.join(missing)}; see hm3 {name} --help")
     return values
+
+
+def _with_hint(message: str) -> str:
+    """Adds the closest field to what ml_collections says of an unknown one."""
+    unknown = re.search(r"Field (\w+) not found on dataclass <class 'hm3_tf\.config\.(\w+)'>", message)
+    if not unknown:
+        return message
+    known = [field.name for field in dataclasses.fields(getattr(configs, unknown[2]))]
+    return f"unknown config field {unknown[1]!r}; {did_you_mean(unknown[1], known)}"
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -152,19 +152,18 @@ def test_tensorflow_is_not_imported_by(name):
     assert output == "[]\n", errors
 
 
-LEGACY = "import hm3_tf; assert tf.keras.Model.__module__.startswith('tf_keras'); import hm3_tf.optimizers"
 STARTS = {
-    "keras 3 is in use": ("import tensorflow as tf; tf.keras.Model; import hm3_tf", {}),
-    "keras 3 is asked for": ("import hm3_tf", {"TF_USE_LEGACY_KERAS": "0"}),
-    "tensorflow is imported": (f"import tensorflow as tf; {LEGACY}", {}),
-    "keras 2 is in use": (f"import tensorflow as tf; tf.keras.Model; {LEGACY}", {"TF_USE_LEGACY_KERAS": "True"}),
+    "keras 3 is in use": "import tensorflow as tf; tf.keras.Model; import hm3_tf",
+    "tensorflow is imported": (
+        "import tensorflow as tf; import hm3_tf; assert tf.keras.Model.__module__.startswith('tf_keras')"
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def starts():
     """{case: (exit status, standard error)}, run beside each other: each takes seconds to import TensorFlow."""
-    processes = {name: start_python(code, **environment) for name, (code, environment) in STARTS.items()}
+    processes = {name: start_python(code) for name, code in STARTS.items()}
     return {name: (process.communicate(timeout=300)[1], process.returncode) for name, process in processes.items()}
 
 
@@ -180,13 +179,20 @@ def test_keras_3_that_is_already_in_use_is_refused_with_the_remedy(starts):
     )
 
 
-def test_an_environment_that_asks_for_keras_3_is_refused_with_the_remedy(starts):
-    errors, status = starts["keras 3 is asked for"]
-    assert status == 1
+def test_keras_2_is_taken_where_tensorflow_is_imported_before(starts):
+    errors, status = starts["tensorflow is imported"]
+    assert status == 0, errors
+
+
+def test_an_environment_that_asks_for_keras_3_is_refused_with_the_remedy():
+    process = start_python("import hm3_tf", TF_USE_LEGACY_KERAS="0")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
     assert f"ImportError: hm3_tf needs Keras 2 (tf_keras), but TF_USE_LEGACY_KERAS='0'; {REMEDY}" in errors
 
 
-@pytest.mark.parametrize("case", ["tensorflow is imported", "keras 2 is in use"])
-def test_keras_2_is_used_where(case, starts):
-    errors, status = starts[case]
-    assert status == 0, errors
+@pytest.mark.parametrize("value", ["1", "True", "true"])
+def test_an_environment_that_asks_for_keras_2_is_left_as_it_is(value):
+    process = start_python("import os, hm3_tf; print(os.environ['TF_USE_LEGACY_KERAS'])", TF_USE_LEGACY_KERAS=value)
+    output, errors = process.communicate(timeout=60)
+    assert output == f"{value}\n", errors

@@ -82,6 +82,7 @@ def write_index(folder, rows, *, columns=COLUMNS, files=1, block_rows=37, record
     batch = to_batch(rows, columns)
     cuts = np.linspace(0, batch.num_rows, files + 1).astype(int)
     cuts[1:-1] += np.arange(files - 1) % 2  # files of unequal lengths
+    cuts = np.maximum.accumulate(np.minimum(cuts, batch.num_rows))
     paths, blocks = [], []
     for shard, (start, stop) in enumerate(zip(cuts, cuts[1:])):
         paths.append(f"{folder}/{shard}.tfrecord")

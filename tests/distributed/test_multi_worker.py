@@ -47,17 +47,17 @@ def losses(workdir) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.fixture(scope="module", params=["hm3", "base"])
-def runs(request, data, tmp_path_factory):
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
     """A run of one process and the same run of two, with the weights of every process."""
-    folder = tmp_path_factory.mktemp(request.param)
-    one = [request.param, data.path, str(folder / "one"), "one_device", str(folder / "one.npz")]
+    folder = tmp_path_factory.mktemp("runs")
+    one = ["hm3", data.path, str(folder / "one"), "one_device", str(folder / "one.npz")]
     run_to_end([start(one, None)])
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     workers = []
     for index in range(2):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        arguments = [request.param, data.path, str(folder / "two"), "multi_worker", str(folder / f"two_{index}.npz")]
+        arguments = ["hm3", data.path, str(folder / "two"), "multi_worker", str(folder / f"two_{index}.npz")]
         workers.append(start(arguments, task))
     run_to_end(workers)
     return folder
@@ -75,13 +75,12 @@ def test_both_workers_end_with_identical_weights(runs):
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
-def test_two_workers_end_with_the_weights_of_one(runs):
+def test_two_workers_end_with_the_weights_of_one_but_for_rounding(runs):
     alone, together = np.load(runs / "one.npz"), np.load(runs / "two_0.npz")
-    for name in alone.files:
-        difference = np.abs(together[name] - alone[name])
-        # Adam divides by the size of a gradient, so where that is rounding alone, it takes a step of either sign.
-        assert np.mean(difference > 1e-5) < 0.005, name
-        assert difference.max() <= 2 * 0.01, name  # the learning rate, either way
+    assert together["validation_auc"] == pytest.approx(alone["validation_auc"], abs=1e-3)
+    for name in set(alone.files) - {"validation_auc"}:
+        # Adam divides by the size of a gradient, so where that is rounding alone, single weights take other steps.
+        assert np.abs(together[name] - alone[name]).mean() < 1e-5, name
 
 
 def test_only_the_chief_writes_and_the_run_can_be_opened(runs):

@@ -1,0 +1,272 @@
+"""The command: its help, its statuses, and what it says about bad input."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hm3_tf.cli import VERBS, _status
+
+TINY = [
+    "--config=configs/hm3.py",
+    "--config.model.tower_units=(8,4)",
+    "--config.model.embedding_dim=4",
+    "--config.model.features=('position','user_id','price')",
+    "--config.model.dropout=0.0",
+    "--config.training.global_batch_size=512",
+    "--config.training.epochs=1",
+]
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Runs the command in this process: (status, standard output, standard error)."""
+    monkeypatch.setattr("hm3_tf.train.check_export", lambda run: None)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = _status(arguments)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def workdir(data, tmp_path_factory):
+    """A run made by the command."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert _status(["train", *TINY, f"--data_dir={data.path}", f"--workdir={path}"]) == 0
+    return path
+
+
+def the_error(result: tuple[int, str, str]) -> str:
+    status, _, error = result
+    lines = [line for line in error.splitlines() if line.startswith("hm3: error: ")]
+    assert status == 1 and len(lines) == 1 and "Traceback" not in error
+    return lines[0]
+
+
+def test_help_takes_less_than_a_second_of_processor_time():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "hm3_tf", "--help"], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert all(verb in done.stdout for verb in VERBS)
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 1.0
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        _status([verb, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(f"--{flag}" in text for flag in VERBS[verb].required)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "expected a verb of .*, got 'trian'; did you mean 'train'"),
+        (["train"], "expected --config, --data_dir, --workdir"),
+        (["evaluate", "--workdri=x"], "Unknown command line flag 'workdri'"),
+        (["export", "--workdir=x", "--export_dir=y", "z"], r"expected flags only, got \['z'\]"),
+        (["simulate", "--output_dir=x", "--rows=none"], "rows"),
+        (["train", "--config=configs/none.py", "--data_dir=x", "--workdir=y"], "configs/none.py"),
+        (["train", *TINY, "--config.training.learnin_rate=1", "--data_dir=x", "--workdir=y"], "unknown config field 'learnin_rate'; did you mean 'learning_rate'"),
+        (["convert", "--source=parqet", "--input=x", "--output_dir=y"], "did you mean 'parquet'"),
+        (["convert", "--source=csv", "--input=x", "--output_dir=y"], "expected --schema=schema.json or --behaviors"),
+        (["convert", "--source=csv", "--input=x", "--output_dir=y", "--split=half"], "--split: expected date:"),
+    ],
+)
+def test_a_command_line_that_cannot_be_understood_exits_with_2(command, arguments, message):
+    status, _, error = command(*arguments)
+    assert status == 2
+    assert error.startswith("hm3: error: ") and len(error.splitlines()) == 1
+    assert re.search(message, error)
+
+
+def test_the_traceback_is_shown_when_asked_for(command, tmp_path):
+    _, _, error = command("evaluate", f"--workdir={tmp_path}", "--traceback")
+    assert "Traceback" in error and "hm3: error: " in error
+
+
+def test_evaluate_prints_and_writes_the_figures(command, workdir):
+    status, output, _ = command("evaluate", f"--workdir={workdir}")
+    assert status == 0 and "pctcvr" in output and "Bayes AUC" in output
+    figures = json.loads((workdir / "evaluation" / "test.json").read_text())
+    assert figures["split"] == "test" and figures["rows"] == 857
+    assert set(figures) == {"split", "rows", "pctr", "pcvr", "pctcvr", "levels"}
+    assert figures["pcvr"]["rows"] == figures["pctr"]["positives"]
+
+
+def test_predict_and_export_say_what_they_wrote(command, data, workdir, tmp_path):
+    arguments = [f"--workdir={workdir}", f"--data_dir={data.path}", f"--output={tmp_path}/p.parquet"]
+    status, output, _ = command("predict", *arguments)
+    assert status == 0 and "857 rows" in output
+    assert pq.read_table(tmp_path / "p.parquet").num_rows == 857
+    status, output, _ = command("export", f"--workdir={workdir}", f"--export_dir={tmp_path}/e")
+    assert status == 0 and f"wrote {tmp_path}/e/1" in output
+
+
+def test_simulate_is_the_same_for_the_same_seed(command, tmp_path):
+    for name in "ab":
+        assert command("simulate", f"--output_dir={tmp_path}/{name}", "--rows=3000", "--seed=7")[0] == 0
+    for file in ("train/part-00000.tfrecord", "schema.json", "statistics.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_parquet_with_named_behaviors_converts_and_trains(command, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = 4000
+    click = rng.random(rows) < 0.4
+    table = pa.table(
+        {
+            "user": rng.integers(2**60, 2**60 + 50, rows),
+            "shop": rng.choice(["a", "b", None], rows),
+            "cart": click & (rng.random(rows) < 0.3),
+            "wish": click & (rng.random(rows) < 0.1),
+            "click": click,
+            "buy": click & (rng.random(rows) < 0.1),
+        }
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    arguments = ["--source=parquet", f"--input={tmp_path}/log.parquet", f"--output_dir={tmp_path}/data"]
+    behaviors = ["--behaviors=click,d_ma=cart|wish,purchase=buy", "--groups=user"]
+    assert command("convert", *arguments, *behaviors)[0] == 0
+    config = [flag for flag in TINY if "features" not in flag and "--config=" not in flag]
+    run = [f"--data_dir={tmp_path}/data", f"--workdir={tmp_path}/run"]
+    status, output, error = command("train", "--config=configs/esm2.py", *config, *run)
+    assert status == 0 and "P(d_ma)" in output, error
+    assert "--config=configs/hm3.py" not in output
+    message = the_error(command("train", "--config=configs/hm3.py", *config, run[0], f"--workdir={tmp_path}/other"))
+    assert "expected levels of the log, got 'd_mi'; did you mean 'd_ma'" in message
+
+
+# What goes wrong with a run: one line each, with what was expected, what came, where, and what to do.
+
+
+def train(command, data_dir, workdir, *flags: str) -> str:
+    return the_error(command("train", *TINY, *flags, f"--data_dir={data_dir}", f"--workdir={workdir}"))
+
+
+def copy_of(data, tmp_path):
+    shutil.copytree(data.path, tmp_path / "log")
+    return tmp_path / "log"
+
+
+def test_a_folder_without_a_log_is_named(command, tmp_path):
+    message = train(command, tmp_path, tmp_path / "run")
+    assert f"{tmp_path}/schema.json: expected a file, found none; make the folder with hm3 convert" in message
+
+
+def test_an_unknown_column_in_the_config_is_named(command, data, tmp_path):
+    message = train(command, data.path, tmp_path / "run", "--config.model.features=('user_di',)")
+    assert "model.features: expected a column of the schema, got 'user_di'; did you mean 'user_id'" in message
+
+
+@pytest.mark.parametrize(("column", "why"), [("cart", "is a label"), ("truth_pctr", "is the simulator's truth")])
+def test_a_label_or_a_truth_as_feature_is_refused(command, data, tmp_path, column, why):
+    message = train(command, data.path, tmp_path / "run", f"--config.model.features=('user_id','{column}')")
+    assert f"expected an input column, but '{column}' {why}" in message
+
+
+def test_an_empty_split_is_named(command, data, tmp_path):
+    log = copy_of(data, tmp_path)
+    for file in (log / "train").iterdir():
+        file.unlink()
+    (log / "train" / "part-00000.tfrecord").touch()
+    message = train(command, log, tmp_path / "run")
+    assert f"{log}/train: expected impressions, found an empty split" in message
+
+
+def test_a_corrupt_record_is_named_with_file_and_offset(command, data, tmp_path):
+    log = copy_of(data, tmp_path)
+    shard = log / "train" / "part-00000.tfrecord"
+    content = bytearray(shard.read_bytes())
+    second = json.loads((log / "train" / "index.json").read_text())["shards"][0]["blocks"][1][0]
+    second += 12  # the record's data stand after its length and the checksum of that
+    content[second + 500] ^= 0xFF
+    shard.write_bytes(content)
+    message = train(command, log, tmp_path / "run")
+    assert f"{shard}: expected TFRecord data, found a corrupt or cut-off record at byte offset {second}" in message
+
+
+def test_a_truncated_shard_is_named_with_file_and_sizes(command, data, tmp_path):
+    log = copy_of(data, tmp_path)
+    shard = log / "train" / "part-00000.tfrecord"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-100])
+    message = train(command, log, tmp_path / "run")
+    assert f"{shard}: expected the {size} bytes that index.json names, found {size - 100} bytes" in message
+
+
+def test_a_workdir_of_another_config_is_refused(command, data, workdir):
+    message = train(command, data.path, workdir, "--config.training.learning_rate=0.5")
+    assert "expected the config of the run it holds (training.learning_rate=0.0005), got 0.5" in message
+
+
+def test_a_workdir_that_cannot_be_written_is_named(command, data, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    message = train(command, data.path, tmp_path / "file" / "run")
+    assert f"{tmp_path}/file/run" in message and "expected a place that can be written" in message
+
+
+def test_a_run_without_a_checkpoint_is_named(command, data, workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    message = the_error(command("evaluate", f"--workdir={tmp_path}/run"))
+    assert f"{tmp_path}/run: expected a checkpoint, found none; run hm3 train on this workdir first" in message
+
+
+def test_nesting_error_refuses_a_purchase_without_a_click(command, tmp_path):
+    table = pa.table({"user": [1, 2, 3], "click": [1, 0, 0], "buy": [1, 0, 1]})
+    pq.write_table(table, tmp_path / "log.parquet")
+    arguments = ["--source=parquet", f"--input={tmp_path}/log.parquet", f"--output_dir={tmp_path}/data"]
+    message = the_error(command("convert", *arguments, "--behaviors=click,purchase=buy", "--nesting=error"))
+    assert "log.parquet: row 2: expected labels that keep the hierarchy, got purchase without click" in message
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("tf_config", "message"),
+    [
+        (None, "expected TF_CONFIG in the environment, found none"),
+        ("{cluster", "TF_CONFIG: expected JSON, got '{cluster'"),
+        ('{"cluster": {"worker": ["127.0.0.1:1"]}}', "expected this worker's task among the addresses"),
+        ('{"cluster": {"worker": ["here"]}, "task": {"type": "worker", "index": 0}}', "expected addresses as host:port"),
+    ],
+)
+def test_a_tf_config_that_cannot_be_used_is_explained(command, data, tmp_path, monkeypatch, tf_config, message):
+    if tf_config is None:
+        monkeypatch.delenv("TF_CONFIG", raising=False)
+    else:
+        monkeypatch.setenv("TF_CONFIG", tf_config)
+    flags = ["--config.distribution.strategy=multi_worker"]
+    assert message in train(command, data.path, tmp_path / "run", *flags)
+
+
+def test_a_port_in_use_is_named(command, data, tmp_path, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        task = {"cluster": {"worker": [address]}, "task": {"type": "worker", "index": 0}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+        message = train(command, data.path, tmp_path / "run", "--config.distribution.strategy=multi_worker")
+    assert f"for this worker ({address}), but it cannot be opened" in message
+
+
+def test_the_process_ends_with_the_commands_own_status(tmp_path):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    arguments = [sys.executable, "-m", "hm3_tf", "evaluate", f"--workdir={tmp_path}/none"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("hm3: error: ")
