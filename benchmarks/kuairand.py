@@ -13,7 +13,7 @@ import dataclasses
 import statistics
 
 import tf_keras as keras
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs import kuairand
 from data_pipeline.folder import DataFolder
@@ -46,6 +46,7 @@ def cell(values: list[float], digits: int) -> str:
 
 def main(_: list[str]) -> None:
     """Prints the table."""
+    logging.set_verbosity(logging.WARNING)
     print("| method | CTR AUC | CVR AUC | CTCVR AUC | CTR PCOC | CVR PCOC | CTCVR PCOC |")
     print("|---|---|---|---|---|---|---|")
     for method in METHODS:

@@ -16,11 +16,19 @@ STRATEGIES = ("one_device", "mirrored", "multi_worker")
 
 
 class LossWeights(dict[str, float]):
-    """Weights of the levels' losses; a level that is not named has weight 1."""
+    """Weights of the levels' losses; a level that is not named has weight 1.
+
+    Says that it has every level, so that a flag can set any: `--config.training.loss_weights.purchase=3`. Iterating gives those
+    that were set.
+    """
 
     def __missing__(self, level: str) -> float:
-        """Lets a flag name any level: `--config.training.loss_weights.purchase=3`."""
+        """Returns 1.0, the weight of a level that was not set."""
         return 1.0
+
+    def __contains__(self, level: object) -> bool:
+        """Returns True."""
+        return True
 
 
 class _Section:

@@ -13,6 +13,7 @@ from hm3_tf.features import MISSING_BUCKET, HashedFeature, NumericFeature, Table
 from hm3_tf.probability import given_gate, log_probs
 
 _INT32_ROWS = 2**31 - 1
+_INITIAL_RANGE = 1e-3  # near zero: the row of an id that training never saw says nothing, instead of something random
 
 
 class HashedEmbeddings(keras.layers.Layer):
@@ -48,7 +49,7 @@ class HashedEmbeddings(keras.layers.Layer):
 
     def build(self, input_shape) -> None:
         """Creates one variable a width: float32 [rows of all its tables, width]."""
-        initializer = keras.initializers.RandomUniform(-0.05, 0.05, self._seed)
+        initializer = keras.initializers.RandomUniform(-_INITIAL_RANGE, _INITIAL_RANGE, self._seed)
         self._variables = [
             self.add_weight(f"embeddings_{dim}", (sum(t.rows for t in self._tables(dim)), dim), initializer=initializer)
             for dim in self._widths

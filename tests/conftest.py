@@ -17,6 +17,11 @@ from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.model import model_features
 from hm3_tf.workdir import claim_workdir
 
+# Two devices, of which all but the tests of replicas use the first. It has to be said before TensorFlow starts.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
 LOG = SimulatedLog(rows=6_000, users=300, items=300)
 FEATURES = ("position", "user_id", "item_id", "brand", "price", "history")
 BUCKETS = {"position": 16, "user_id": 2_000, "item_id": 2_000, "brand": 200}

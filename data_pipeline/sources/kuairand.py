@@ -18,7 +18,7 @@ from data_pipeline.schema import Column, Hashing, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
 from hm3_tf.errors import DataError, UsageError
 
-_IDS = {"user_id": 40_001, "video_id": 20_001, "author_id": 20_001, "music_id": 20_001}
+_IDS = {"user_id": 200_001, "video_id": 100_001, "author_id": 100_001, "music_id": 100_001}
 _USER_CATEGORIES = (
     "user_active_degree",
     "is_live_streamer",
@@ -32,7 +32,7 @@ _USER_CATEGORIES = (
 _VIDEO_CATEGORIES = ("video_type", "upload_type", "music_type")
 _DERIVED_CATEGORIES = ("tag", "hour", "duration_bin")
 _STRINGS = ("user_active_degree", "video_type", "upload_type", *(c for c in _USER_CATEGORIES if c.endswith("_range")))
-_CATEGORY_BUCKETS = 5_001
+_CATEGORY_BUCKETS = 10_001
 _BEHAVIORS = (
     *("is_click", "comment_stay_time", "profile_stay_time", "is_profile_enter", "long_view", "is_like"),
     *("is_follow", "is_comment", "is_forward"),

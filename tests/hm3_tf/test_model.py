@@ -1,11 +1,5 @@
 """The compiled model: what Keras can do with it, what its meter reports, one replica and two, and that it learns."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,9 +15,8 @@ from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.errors import ConfigError
 from hm3_tf.metrics import auc
 from hm3_tf.model import ConversionModel, LossMeter, build_model, model_features, probabilities
+from hm3_tf.optimizers import LazyAdam
 from tests.conftest import read_split, tiny_config
-
-ROOT = Path(__file__).parents[2]
 
 
 def build(data, config=None):
@@ -198,10 +191,9 @@ def test_a_feature_or_table_that_is_not_there_is_refused_with_a_hint(data):
         build(data, config)
 
 
-# One replica and two: run in a process of its own, as logical devices are set before TensorFlow starts.
+# One replica and two, on the two logical devices of conftest.py.
 
-STEPS, ROWS, SGD_RATE = 4, 256, 0.1
-DIVISION = "return loss / tf.distribute.get_strategy().num_replicas_in_sync"
+STEPS, ROWS = 4, 256
 
 
 class Undivided(ConversionModel):
@@ -209,23 +201,6 @@ class Undivided(ConversionModel):
 
     def compute_loss(self, inputs, training=False):
         return super().compute_loss(inputs, training) * tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def losses_and_moves(strategy, data_dir, optimizer, model_class=ConversionModel):
-    """Returns the loss of every step, and how far each weight moved, of training under a strategy."""
-    data, config = DataFolder.open(data_dir), tiny_config(optimizer="lazy_adam", loss_weights={"purchase": 2.0})
-    features, labels = read_split(config, data, "train")
-    weights = np.random.default_rng(0).uniform(0.5, 1.5, len(labels["click"])).astype(np.float32)
-    rows = tf.data.Dataset.from_tensor_slices((features, labels, weights)).batch(ROWS, drop_remainder=True)
-    with strategy.scope():
-        model = build(data, config)
-        model = model_class(model.network, model.task)
-        model.compile(optimizer=optimizer(), weighted_metrics=[])
-    meter, losses = LossOfEachStep(), []
-    before = model.network.get_weights()
-    model.fit(rows.take(STEPS), epochs=1, callbacks=[meter], verbose=0)
-    losses = meter.losses
-    return losses, [new - old for old, new in zip(before, model.network.get_weights())]
 
 
 class LossOfEachStep(keras.callbacks.Callback):
@@ -240,53 +215,54 @@ class LossOfEachStep(keras.callbacks.Callback):
         self._since = self.model.loss_meter.sums.read_value()
 
 
-def compare_replicas(data_dir):
-    """Prints, as JSON, the losses and the greatest differences between the moves of one replica and of two."""
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    one, two = tf.distribute.OneDeviceStrategy("/cpu:0"), tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-    sgd = lambda: keras.optimizers.SGD(SGD_RATE)  # noqa: E731
-    from hm3_tf.optimizers import LazyAdam
+def losses_and_moves(data, strategy, optimizer, model_class=ConversionModel):
+    """Returns the loss of every step, and how far the weights moved, of training under a strategy."""
+    config = tiny_config(loss_weights={"purchase": 2.0})
+    config.model.features = ("user_id", "item_id", "price", "history")
+    del config.model.hash_buckets["position"], config.model.hash_buckets["brand"]
+    features, labels = read_split(config, data, "validation")
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, len(labels["click"])).astype(np.float32)
+    batches = tf.data.Dataset.from_tensor_slices((features, labels, weights)).batch(ROWS, drop_remainder=True)
+    with strategy.scope():
+        model = build(data, config)
+        model = model_class(model.network, model.task)
+        model.compile(optimizer=optimizer(), weighted_metrics=[])
+    before, steps = model.network.get_weights(), LossOfEachStep()
+    model.fit(batches.repeat().take(STEPS), callbacks=[steps], verbose=0)
+    moves = [(new - old).ravel() for old, new in zip(before, model.network.get_weights())]
+    return np.array(steps.losses), np.concatenate(moves)
 
-    runs = {
-        "sgd": [losses_and_moves(strategy, data_dir, sgd) for strategy in (one, two)],
-        "lazy_adam": [losses_and_moves(strategy, data_dir, lambda: LazyAdam(0.001)) for strategy in (one, two)],
-        "undivided": [losses_and_moves(strategy, data_dir, sgd, Undivided) for strategy in (one, two)],
-    }
-    print(json.dumps({"replicas": two.num_replicas_in_sync, **{name: summary(*pair) for name, pair in runs.items()}}))
+
+def two_replicas():
+    return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
 
 
-def summary(first, second):
-    flat = [np.concatenate([move.ravel() for move in moves]) for _, moves in (first, second)]
-    return {
-        "losses": [first[0], second[0]],
-        "moved": float(np.abs(flat[0]).max()),
-        "apart": float(np.abs(flat[0] - flat[1]).max()),
-        "ratio": float(np.dot(*flat) / np.dot(flat[0], flat[0])),
-    }
+OPTIMIZERS = {"sgd": lambda: keras.optimizers.SGD(0.1), "lazy_adam": lambda: LazyAdam(0.001)}
 
 
 @pytest.fixture(scope="module")
-def replicas(data):
-    code = f"from tests.hm3_tf.test_model import compare_replicas; compare_replicas({data.path!r})"
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+def one_replica(data):
+    """{optimizer: (losses, moves)} on one replica."""
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    return {name: losses_and_moves(data, strategy, optimizer) for name, optimizer in OPTIMIZERS.items()}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lazy_adam"])
-def test_two_replicas_with_half_the_batch_each_are_one_with_the_whole(replicas, optimizer):
-    run = replicas[optimizer]
-    assert replicas["replicas"] == 2
-    assert len(run["losses"][0]) == STEPS and len(set(run["losses"][0])) == STEPS
-    np.testing.assert_allclose(run["losses"][1], run["losses"][0], rtol=0, atol=1e-6)
-    assert run["apart"] < 1e-6 < 1e-3 < run["moved"]
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_two_replicas_with_half_the_batch_each_are_one_with_the_whole(data, one_replica, name):
+    losses, moves = one_replica[name]
+    assert len(set(losses)) == STEPS and np.abs(moves).max() > 1e-3
+    strategy = two_replicas()
+    assert strategy.num_replicas_in_sync == 2
+    losses_of_two, moves_of_two = losses_and_moves(data, strategy, OPTIMIZERS[name])
+    np.testing.assert_allclose(losses_of_two, losses, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(moves_of_two, moves, rtol=0, atol=1e-6)
 
 
-def test_a_loss_that_is_not_divided_by_the_replicas_takes_twice_the_step(replicas):
-    run = replicas["undivided"]
-    assert run["apart"] > 1e-3
-    assert run["ratio"] == pytest.approx(2, rel=0.05)
+def test_a_loss_that_is_not_divided_by_the_replicas_takes_twice_the_step(data, one_replica):
+    _, moves = one_replica["sgd"]
+    _, doubled = losses_and_moves(data, two_replicas(), OPTIMIZERS["sgd"], Undivided)
+    assert np.abs(doubled - moves).max() > 1e-3
+    assert np.dot(doubled, moves) / np.dot(moves, moves) == pytest.approx(2, rel=0.1)
 
 
 # Learning: a log of its own, large enough for purchases.
