@@ -78,7 +78,9 @@ def main() -> None:
                 dataset = Reader(load_index(folder), SCHEMA, FEATURES).training_dataset(BATCH, seed=0, epoch=0)
             rates[name] = rate(dataset, rows)
             print(f"{name:<16} {rates[name]:>10,.0f} rows/s  {size:>6.0f} bytes/row")
-    print(f"packed is {rates['packed'] / rates['row']:.1f} x row, {rates['packed'] / rates['row, one by one']:.1f} x row one by one")
+    print(
+        f"packed is {rates['packed'] / rates['row']:.1f} x row, {rates['packed'] / rates['row, one by one']:.1f} x row one by one"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from data_pipeline import schema as schemas
 from data_pipeline import statistics as stats
 from data_pipeline import storage
 from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE
-from data_pipeline.records import arrow_type, flat_values
+from data_pipeline.records import arrow_type, flat_values, list_lengths
 from data_pipeline.schema import Column, Schema
 from data_pipeline.sources.base import Source, SourceBatch
 from data_pipeline.write import SplitWriter, check_record_format
@@ -66,6 +66,10 @@ def threshold_rule(column: str, validation: object, test: object) -> SplitRule:
                 "see --split_column"
             )
         values = rows.column(column)
+        if values.null_count:
+            raise DataError(
+                f"--split: expected a value of column {column!r} in every row, got {values.null_count} missing"
+            )
         ordered = _dates(values, column) if isinstance(validation, np.datetime64) else values.to_numpy()
         return (ordered >= validation).astype(np.int64) + (ordered >= test)
 
@@ -223,7 +227,7 @@ def _typed(batch: SourceBatch, column: Column) -> pa.Array:
             f"{batch.file}: column {column.name!r}: expected {column.dtype} as the schema says, got {raw.type} in rows "
             f"{batch.first_row} to {batch.first_row + batch.rows.num_rows - 1} ({error}); mend the schema or the log"
         ) from error
-    if column.dtype == "float":
+    if column.dtype == "float" and column.role != "ignored":
         _refuse_non_finite(batch, column, array)
     if column.shape and column.shape[0] is not None:
         _refuse_other_lengths(batch, column, array)
@@ -239,16 +243,17 @@ def _refuse_non_finite(batch: SourceBatch, column: Column, array: pa.Array) -> N
     flat = array.flatten() if column.shape else array
     bad = pc.fill_null(pc.invert(pc.is_finite(flat)), False).to_numpy(zero_copy_only=False)
     if bad.any():
-        place = int(np.argmax(bad))
-        row = batch.first_row + (place // (column.shape[0] or 1) if column.shape else place)
+        place = row = int(np.argmax(bad))
+        if column.shape:
+            row = int(np.searchsorted(np.cumsum(list_lengths(array)), place, side="right"))
         raise DataError(
-            f"{batch.file}: row {row}: column {column.name!r}: expected a finite number or null for a missing one, got "
+            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected a finite number or null for a missing one, got "
             f"{flat[place].as_py()}; mend the log, or give the column the role 'ignored'"
         )
 
 
 def _refuse_other_lengths(batch: SourceBatch, column: Column, array: pa.Array) -> None:
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    lengths = list_lengths(array)
     bad = lengths != column.shape[0]
     if bad.any():
         row = int(np.argmax(bad))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from data_pipeline import labels as label_rules
 from data_pipeline import schema as schemas
@@ -163,8 +164,17 @@ def explained_read_errors(index: SplitIndex) -> Iterator[None]:
         yield
     except tf.errors.DataLossError as error:
         raise find_corruption(index) or DataError(f"{folder}: {error.message}") from error
+    except tf.errors.NotFoundError as error:
+        gone = [file for file in index.files if not tf.io.gfile.exists(file)]
+        if not gone:
+            raise
+        raise DataError(f"{gone[0]}: expected the shard that was there at the start, found none; restore it") from error
+    except (UnicodeDecodeError, DecodeError) as error:  # of a message that quotes the record, or of the record
+        raise DataError(
+            f"{folder}: expected records that are tf.train.Examples, found one that is not; convert the log again"
+        ) from error
     except tf.errors.InvalidArgumentError as error:
-        reason = re.search(_READ_ERRORS, error.message)
+        reason = re.search(_READ_ERRORS, error.message.replace("\\'", "'"))
         if reason is None:
             raise
         raise DataError(

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from data_pipeline import storage
-from data_pipeline.records import BLOCK_ROWS, ROWS_KEY
+from data_pipeline.records import BLOCK_ROWS, PARSERS, ROWS_KEY
 from hm3_tf.errors import DataError
 
 INDEX_FILE = "index.json"
@@ -93,10 +94,15 @@ def load_index(folder: str) -> SplitIndex:
 
 
 def _read_index(folder: str, path: str) -> SplitIndex:
-    data = json.loads(storage.read_text(path, "convert the log again"))
-    shards = data["shards"]
-    files = tuple(storage.join(folder, shard["file"]) for shard in shards)
-    sizes = tuple(shard["bytes"] for shard in shards)
+    try:
+        data = json.loads(storage.read_text(path, "convert the log again"))
+        record_format, shards = data["record_format"], data["shards"]
+        files = tuple(storage.join(folder, shard["file"]) for shard in shards)
+        sizes = tuple(int(shard["bytes"]) for shard in shards)
+        blocks = _join_blocks([shard["blocks"] for shard in shards])
+        PARSERS[record_format]
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: expected the index of a split, got {error!r}; convert the log again") from error
     for file, size in zip(files, sizes):
         found = tf.io.gfile.stat(file).length if tf.io.gfile.exists(file) else None
         if found != size:
@@ -105,7 +111,7 @@ def _read_index(folder: str, path: str) -> SplitIndex:
                 f"{file}: expected the {size} bytes that {INDEX_FILE} names, found {state}: the shard is truncated or "
                 "was written by something else; convert the log again"
             )
-    return SplitIndex(data["record_format"], files, sizes, _join_blocks([shard["blocks"] for shard in shards]))
+    return SplitIndex(record_format, files, sizes, blocks)
 
 
 def _join_blocks(shards: Sequence[Sequence[Sequence[int]] | np.ndarray]) -> np.ndarray:
@@ -141,7 +147,11 @@ def _detect_format(files: Sequence[str]) -> str:
         if re.search(r"\.(gz|gzip|zlib)$", file):
             raise DataError(f"{file}: expected uncompressed TFRecord, found a compressed file; decompress it first")
         for record in _checked_records(file, batch=1, limit=1):
-            return "packed" if ROWS_KEY in tf.train.Example.FromString(record.numpy()[0]).features.feature else "row"
+            try:
+                features = tf.train.Example.FromString(record.numpy()[0]).features.feature
+            except DecodeError as error:
+                raise DataError(f"{file}: expected records that are tf.train.Examples, found: {error}") from error
+            return "packed" if ROWS_KEY in features else "row"
     return "row"
 
 
@@ -150,9 +160,18 @@ def _scan_file(file: str, record_format: str) -> tuple[np.ndarray, np.ndarray]:
     for records in _checked_records(file):
         lengths.append(tf.strings.length(records).numpy().astype(np.int64))
         if record_format == "packed":
-            counts = tf.io.parse_example(records, {ROWS_KEY: tf.io.FixedLenFeature([], tf.int64)})
-            rows.append(counts[ROWS_KEY].numpy())
+            rows.append(_record_rows(file, records))
     return np.concatenate(lengths), np.concatenate(rows)
+
+
+def _record_rows(file: str, records: tf.Tensor) -> np.ndarray:
+    try:
+        return tf.io.parse_example(records, {ROWS_KEY: tf.io.FixedLenFeature([], tf.int64)})[ROWS_KEY].numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise DataError(
+            f"{file}: expected packed records as in the first shard, found one without {ROWS_KEY!r}; keep shards of "
+            "different record formats in folders of their own"
+        ) from error
 
 
 def _checked_records(file: str, batch: int = BLOCK_ROWS, limit: int = -1) -> Iterator[tf.Tensor]:

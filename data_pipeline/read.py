@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipeline import labels as label_rules
-from data_pipeline.hashing import network_inputs
+from data_pipeline.hashing import MISSING_INT64, network_inputs
 from data_pipeline.index import SplitIndex
 from data_pipeline.records import PARSERS
 from data_pipeline.schema import Column, Schema
@@ -135,7 +135,7 @@ class Reader:
       carry: Columns passed through as they are, as a fourth element.
 
     Raises:
-      ConfigError: The policy or a carried column is unknown.
+      ConfigError: The policy, a carried column or a part of a merged level is unknown.
     """
 
     index: SplitIndex
@@ -148,6 +148,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         label_rules.check_policy(self.nesting, "data.nesting")
+        label_rules.merge({level.name: False for level in self.schema.levels}, self.merged_levels)
         for name in self.carry:
             self.schema.column(name, "carried column")
 
@@ -235,6 +236,12 @@ class Reader:
         return known_length.prefetch(tf.data.AUTOTUNE)
 
 
+def _present_weight(values: tf.Tensor) -> tf.Tensor:
+    """Returns sample weights float32 [...], 1 where one is missing."""
+    missing = tf.math.is_nan(values) if values.dtype.is_floating else tf.equal(values, MISSING_INT64)
+    return tf.where(missing, 1.0, tf.cast(values, tf.float32))
+
+
 class _WindowReader:
     """Reads, decodes, shuffles and hashes one window of a plan, as [window steps, batch, ...] tensors."""
 
@@ -299,7 +306,7 @@ class _WindowReader:
                     weights = tf.identity(weights)
             weights *= tf.cast(~broken, tf.float32)
         for column in reader.schema.with_role("weight") if reader.sample_weights else ():
-            weights *= tf.cast(columns[column.name], tf.float32)
+            weights *= _present_weight(columns[column.name])
         inputs = network_inputs(columns, reader.features)
         levels = {name: tf.cast(v, tf.float32) for name, v in label_rules.merge(labels, reader.merged_levels).items()}
         carried = ({name: columns[name] for name in reader.carry},) if reader.carry else ()

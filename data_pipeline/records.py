@@ -47,7 +47,8 @@ def flat_values(column: Column, array: pa.Array) -> np.ndarray:
     return flat.to_numpy(zero_copy_only=False)
 
 
-def _list_lengths(array: pa.Array) -> np.ndarray:
+def list_lengths(array: pa.Array) -> np.ndarray:
+    """Returns the number of values of each row of a list column, 0 for a null: int [rows]."""
     return pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
 
 
@@ -66,7 +67,7 @@ def encode_packed(batch: pa.RecordBatch, columns: Sequence[Column]) -> bytes:
         array = batch.column(column.name)
         features[column.name] = _feature(column, flat_values(column, array).tolist())
         if column.shape == VARIABLE:
-            lengths = tf.train.Int64List(value=_list_lengths(array).tolist())
+            lengths = tf.train.Int64List(value=list_lengths(array).tolist())
             features[column.name + _LENGTHS_SUFFIX] = tf.train.Feature(int64_list=lengths)
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
@@ -85,7 +86,7 @@ def encode_rows(batch: pa.RecordBatch, columns: Sequence[Column]) -> list[bytes]
     for column in columns:
         array = batch.column(column.name)
         values.append(flat_values(column, array).tolist())
-        lengths = np.ones(batch.num_rows, np.int64) if column.shape == SCALAR else _list_lengths(array)
+        lengths = np.ones(batch.num_rows, np.int64) if column.shape == SCALAR else list_lengths(array)
         starts.append(np.concatenate([[0], np.cumsum(lengths)]).tolist())
     return [
         tf.train.Example(

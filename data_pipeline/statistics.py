@@ -31,7 +31,7 @@ class _CategoryCounter:
 
     def update(self, values: np.ndarray) -> None:
         slots = hash_to_bucket(tf.constant(values), SKETCH_SLOTS + 1, "cardinality").numpy()
-        present = np.count_nonzero(slots)
+        present = int(np.count_nonzero(slots))
         self._count += present
         self._missing += slots.size - present
         self._seen[slots] = True

@@ -113,12 +113,12 @@ def staged_folder(path: str) -> Iterator[str]:
       Hm3Error: The folder exists with something in it, or cannot be written.
     """
     path = path.rstrip("/")
-    if tf.io.gfile.exists(path) and tf.io.gfile.listdir(path):
-        raise Hm3Error(f"{path}: expected a new or empty folder, found files in it; remove them or name another folder")
+    if tf.io.gfile.exists(path) and not (tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)):
+        raise Hm3Error(f"{path}: expected a new or empty folder, found files; remove them or name another folder")
     temporary = f"{path}.tmp-{os.getpid()}"
-    make_folder(temporary)
     try:
         with explained(path):
+            tf.io.gfile.makedirs(temporary)
             yield temporary
             if tf.io.gfile.exists(path):
                 tf.io.gfile.rmtree(path)

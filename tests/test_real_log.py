@@ -75,11 +75,16 @@ def test_a_short_run_learns_and_is_calibrated(run):
 
 
 def test_both_signatures_give_the_predictions_of_hm3_predict_without_hm3_tf(run, tmp_path):
-    assert _status(["predict", f"--workdir={run.path}", f"--data_dir={run.data_dir}", f"--output={tmp_path}/p.parquet"]) == 0
+    assert (
+        _status(["predict", f"--workdir={run.path}", f"--data_dir={run.data_dir}", f"--output={tmp_path}/p.parquet"])
+        == 0
+    )
     assert _status(["export", f"--workdir={run.path}", f"--export_dir={tmp_path}/export"]) == 0
     write_requests(run, tmp_path / "requests.npz")
     arguments = [f"{tmp_path}/export/1", f"{tmp_path}/requests.npz", f"{tmp_path}/answers.npz"]
-    done = subprocess.run([sys.executable, "-c", SERVE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     answers, predictions = np.load(tmp_path / "answers.npz"), pq.read_table(tmp_path / "p.parquet")
     outputs = {"pctr", "pcvr", "pctcvr", "p_d_mi", "p_d_ma"}

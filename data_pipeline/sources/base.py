@@ -76,7 +76,9 @@ class TableFiles:
             raise DataError(f"{self.path}: expected {self.file_format} files, found none; check --input")
         file_format: str | pads.FileFormat = self.file_format
         if self.file_format == "csv":
-            convert = pa.csv.ConvertOptions(column_types=dict(self.column_types), strings_can_be_null=True)
+            convert = pa.csv.ConvertOptions(
+                column_types=dict(self.column_types), null_values=[""], strings_can_be_null=True
+            )
             file_format = pads.CsvFileFormat(convert_options=convert)
         try:
             return pads.dataset(files, format=file_format)
@@ -114,7 +116,18 @@ class TableSource:
     inferred: frozenset[str] = frozenset()
 
     def batches(self) -> Iterator[SourceBatch]:
-        """Yields the rows in order."""
+        """Yields the rows in order.
+
+        Raises:
+          DataError: A column of the schema is not in the files, or a file cannot be read.
+        """
+        known = self.files.dataset().schema.names
+        for column in self.schema.columns:
+            if column.name not in known:
+                raise DataError(
+                    f"{self.files.path}: expected the column {column.name!r} of the schema, found none; "
+                    f"{did_you_mean(column.name, known)}"
+                )
         return self.files.batches([column.name for column in self.schema.columns])
 
 
@@ -158,10 +171,10 @@ def infer_schema(
       UsageError: A named column is not in the table.
     """
     behaviors = {name for level in levels for name in level.any_of}
-    for name in [*sorted(behaviors), *groups]:
+    for name in [*sorted(behaviors), *groups, *ignored]:
         if name not in arrow.names:
             raise UsageError(
-                f"--behaviors/--groups: expected a column of the log, got {name!r}; {did_you_mean(name, arrow.names)}"
+                f"--behaviors, --groups, --ignore: expected a column of the log, got {name!r}; {did_you_mean(name, arrow.names)}"
             )
     columns, inferred = [], set()
     for field in arrow:
@@ -174,7 +187,7 @@ def infer_schema(
 
 
 def _infer_column(field: pa.Field, role: str) -> Column:
-    is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+    is_list = any(test(field.type) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
     value = field.type.value_type if is_list else field.type
     if pa.types.is_integer(value) or pa.types.is_boolean(value):
         dtype = "int64"

@@ -102,7 +102,12 @@ class KuaiRand:
         users = _SideTable.read(os.path.join(self.folder, "user_features_pure.csv"), "user_id")
         videos = _SideTable.read(os.path.join(self.folder, "video_features_basic_pure.csv"), "video_id")
         for batch in TableFiles(os.path.join(self.folder, "log_standard_*.csv"), "csv").batches():
-            yield dataclasses.replace(batch, rows=self._join(batch.rows, users, videos))
+            try:
+                yield dataclasses.replace(batch, rows=self._join(batch.rows, users, videos))
+            except (KeyError, pa.ArrowInvalid) as error:
+                raise DataError(
+                    f"{batch.file}: rows after {batch.first_row}: expected the KuaiRand-Pure layout, got: {error}"
+                ) from error
 
     def _join(self, log: pa.RecordBatch, users: _SideTable, videos: _SideTable) -> pa.RecordBatch:
         user = users.look_up(log.column("user_id").to_numpy())

@@ -1,6 +1,7 @@
 """Small logs for the tests: tables written by hand as shards, as conversions, and as foreign records."""
 
 import dataclasses
+import itertools
 import os
 
 import numpy as np
@@ -84,7 +85,7 @@ def write_index(folder, rows, *, columns=COLUMNS, files=1, block_rows=37, record
     cuts[1:-1] += np.arange(files - 1) % 2  # files of unequal lengths
     cuts = np.maximum.accumulate(np.minimum(cuts, batch.num_rows))
     paths, blocks = [], []
-    for shard, (start, stop) in enumerate(zip(cuts, cuts[1:])):
+    for shard, (start, stop) in enumerate(itertools.pairwise(cuts)):
         paths.append(f"{folder}/{shard}.tfrecord")
         offset = 0
         with tf.io.TFRecordWriter(paths[-1]) as file:

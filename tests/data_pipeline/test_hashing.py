@@ -149,7 +149,9 @@ def test_rows_do_not_depend_on_the_shape(shape, kind):
 
 
 @pytest.mark.parametrize(
-    "values", [[0, -1, 2**53 + 1, 2**63 - 1, MISSING_INT64], [b"", b"x", "ß".encode(), b"a" * 99]], ids=["int", "string"]
+    "values",
+    [[0, -1, 2**53 + 1, 2**63 - 1, MISSING_INT64], [b"", b"x", "ß".encode(), b"a" * 99]],
+    ids=["int", "string"],
 )
 def test_a_graph_hashes_like_eager_code(values):
     dtype = tf.string if isinstance(values[0], bytes) else tf.int64
@@ -173,5 +175,8 @@ def test_network_inputs_are_rows_of_hashed_and_values_of_numeric_features():
     inputs = network_inputs(columns, features)
     assert list(inputs) == ["user", "tags", "price"]
     assert inputs["user"].numpy().tolist() == [oracle(7, 100, "salt"), 0]
-    assert inputs["tags"].numpy().tolist() == [[oracle(b"a", 50, "other"), oracle(b"b", 50, "other")], [oracle(b"c", 50, "other"), 0]]
+    assert inputs["tags"].numpy().tolist() == [
+        [oracle(b"a", 50, "other"), oracle(b"b", 50, "other")],
+        [oracle(b"c", 50, "other"), 0],
+    ]
     np.testing.assert_array_equal(inputs["price"], columns["price"])

@@ -70,7 +70,9 @@ def test_width_and_buckets_of_a_table_are_overridden_for_all_its_columns():
     ],
 )
 def test_a_column_that_is_no_input_is_refused_with_the_reason(name, why):
-    message = f"model.features: expected an input column, but {name!r} {why}; inputs: user, item, history, price, vector"
+    message = (
+        f"model.features: expected an input column, but {name!r} {why}; inputs: user, item, history, price, vector"
+    )
     with pytest.raises(ConfigError, match=re.escape(message)):
         select(names=["user", name])
 
@@ -82,7 +84,9 @@ def test_an_unknown_feature_is_refused_with_a_hint():
 
 
 @pytest.mark.parametrize("option, field", [("dims", "embedding_dims"), ("buckets", "hash_buckets")])
-@pytest.mark.parametrize("names, table, hint", [((), "item", "did you mean 'items'?"), (["user"], "items", "known: user")])
+@pytest.mark.parametrize(
+    "names, table, hint", [((), "item", "did you mean 'items'?"), (["user"], "items", "known: user")]
+)
 def test_an_override_of_a_table_that_the_model_does_not_have_is_refused(option, field, names, table, hint):
     message = f"model.{field}: expected an embedding table of the model, got {table!r}; {hint}"
     with pytest.raises(ConfigError, match=re.escape(message)):

@@ -94,7 +94,7 @@ def test_a_plan_has_every_row_exactly_once_over_all_workers(epoch):
 @properties
 @given(epochs())
 def test_all_workers_plan_the_fewest_steps_that_hold_all_rows(epoch):
-    blocks, ids, batch, window_rows, seed, workers = epoch
+    blocks, _, batch, window_rows, seed, workers = epoch
     steps = -(-int(blocks[:, 3].sum()) // batch)
     for plan in plans_of(blocks, batch, window_rows, seed, workers):
         assert plan.steps == steps
@@ -186,7 +186,9 @@ def test_a_batch_that_the_workers_cannot_share_is_refused():
 
 def id_log(folder, rows, **options):
     """Returns the index of a log that has nothing but the number of each row."""
-    return write_index(str(folder), {"row_id": [FIRST_ID + i for i in range(rows)], "click": [1] * rows}, columns=ID_COLUMNS, **options)
+    return write_index(
+        str(folder), {"row_id": [FIRST_ID + i for i in range(rows)], "click": [1] * rows}, columns=ID_COLUMNS, **options
+    )
 
 
 def id_reader(index):
@@ -249,13 +251,14 @@ def epoch_in_windows(many_blocks):
 @pytest.mark.parametrize(
     "workers, files, rows, batch, record_format",
     [
-        (1, 1, 100, 16, "row"),
         (2, 3, 250, 34, "packed"),
         (5, 2, 301, 40, "row"),
         (3, 7, 5, 48, "packed"),
     ],
 )
-def test_an_epoch_has_every_row_once_in_as_many_batches_on_every_worker(tmp_path, workers, files, rows, batch, record_format):
+def test_an_epoch_has_every_row_once_in_as_many_batches_on_every_worker(
+    tmp_path, workers, files, rows, batch, record_format
+):
     reader = id_reader(id_log(tmp_path, rows, files=files, record_format=record_format))
     batches = read_epoch(reader, batch, seed=3, epoch=1, workers=workers, window_rows=2 * batch)
     assert {len(share) for share in batches} == {reader.steps(batch, workers)} == {-(-rows // batch)}
@@ -316,8 +319,9 @@ def test_rows_of_one_block_are_shuffled_anew_in_every_epoch_seed_lane_and_window
 
 @pytest.mark.parametrize("start", [3, 4, 10])
 def test_an_epoch_resumes_at_any_step_as_if_it_had_not_stopped(many_blocks, epoch_in_windows, start):
-    (batches,) = read_epoch(many_blocks, 64, window_rows=128, start_step=start)
-    assert_same_batches(batches, epoch_in_windows[start:])
+    dataset = many_blocks.training_dataset(64, seed=0, epoch=0, window_rows=128, start_step=start)
+    assert dataset.cardinality() == 10 - start
+    assert_same_batches(elements(dataset), epoch_in_windows[start:])
 
 
 def test_a_worker_resumes_at_its_step(many_blocks):
@@ -331,7 +335,9 @@ def test_rows_before_the_first_step_are_not_read(many_blocks, tmp_path):
     files = tuple(f"{tmp_path}/log/{i}.tfrecord" for i in range(3))
     reader = id_reader(type(many_blocks.index)("packed", files, many_blocks.index.file_bytes, many_blocks.index.blocks))
     plan = plan_epoch(reader.index.blocks, 64, shuffle_seed=(0, 0), window_rows=64)
-    needed = {block for first, last in zip(plan.first[8:].ravel(), plan.last[8:].ravel()) for block in range(first, last)}
+    needed = {
+        block for first, last in zip(plan.first[8:].ravel(), plan.last[8:].ravel()) for block in range(first, last)
+    }
     skipped = next(block for block in range(len(plan.blocks)) if block not in needed)
     shard, offset, _, _ = plan.blocks[skipped]
     flip_byte(files[shard], offset + 30)
@@ -340,12 +346,9 @@ def test_rows_before_the_first_step_are_not_read(many_blocks, tmp_path):
         read_epoch(reader, 64, window_rows=64)
 
 
-def test_the_length_of_an_epoch_is_known(many_blocks):
-    assert many_blocks.training_dataset(64, seed=0, epoch=0, start_step=3).cardinality() == 7
-    assert many_blocks.ordered_dataset(100).cardinality() == 7
-
-
-@pytest.mark.parametrize("batch, workers, steps", [(64, 1, 10), (64, 4, 10), (611, 1, 1), (612, 3, 1), (610, 2, 2), (1, 1, 611)])
+@pytest.mark.parametrize(
+    "batch, workers, steps", [(64, 1, 10), (64, 4, 10), (611, 1, 1), (612, 3, 1), (610, 2, 2), (1, 1, 611)]
+)
 def test_steps_are_the_batches_that_hold_all_rows(many_blocks, batch, workers, steps):
     assert many_blocks.steps(batch, workers) == steps
 
@@ -357,7 +360,9 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_reading(many_blocks):
 
 def test_batches_have_exact_static_shapes(small_log):
     reader = Reader(small_log[1], SCHEMA, FEATURES, carry=("row_id", "tags"))
-    inputs, labels, weights, carried = reader.training_dataset(64, seed=0, epoch=0, input_context=context(1, 4)).element_spec
+    inputs, labels, weights, carried = reader.training_dataset(
+        64, seed=0, epoch=0, input_context=context(1, 4)
+    ).element_spec
     assert {name: (spec.dtype, spec.shape) for name, spec in inputs.items()} == {
         "user": (tf.int32, (16,)),
         "brand": (tf.int32, (16,)),
@@ -365,18 +370,13 @@ def test_batches_have_exact_static_shapes(small_log):
         "price": (tf.float32, (16,)),
         "vector": (tf.float32, (16, 2)),
     }
-    assert {name: (spec.dtype, spec.shape) for name, spec in labels.items()} == {
-        name: (tf.float32, (16,)) for name in ("click", "d_mi", "d_ma", "purchase")
-    }
+    assert list(labels) == ["click", "d_mi", "d_ma", "purchase"]
+    assert {(spec.dtype, spec.shape.as_list()[0]) for spec in labels.values()} == {(tf.float32, 16)}
     assert (weights.dtype, weights.shape) == (tf.float32, (16,))
     assert {name: (spec.dtype, spec.shape) for name, spec in carried.items()} == {
         "row_id": (tf.int64, (16,)),
         "tags": (tf.int64, (16, 3)),
     }
-
-
-def test_elements_have_no_fourth_part_unless_columns_are_carried(small_log):
-    assert len(Reader(small_log[1], SCHEMA, FEATURES).ordered_dataset(64).element_spec) == 3
 
 
 # The contents of rows
@@ -419,12 +419,11 @@ def read_ordered(reader, batch=100, workers=1):
     """Returns (inputs, labels, weights, carried) of all rows in order; the filling rows at the end are left out."""
     parts = [elements(reader.ordered_dataset(batch, input_context=context(w, workers))) for w in range(workers)]
     total = reader.index.rows
-    bounds = [total * w // workers for w in range(workers + 1)]
+    sizes = np.diff([total * w // workers for w in range(workers + 1)])
     shares = [tf.nest.map_structure(lambda *x: np.concatenate(x), *share) for share in parts]
-    for share, first, last in zip(shares, bounds, bounds[1:]):
-        assert not share[2][last - first :].any(), "filling rows have weight 0"
-    cut = [tf.nest.map_structure(lambda x: x[: last - first], s) for s, first, last in zip(shares, bounds, bounds[1:])]
-    return tf.nest.map_structure(lambda *x: np.concatenate(x), *cut)
+    for share, size in zip(shares, sizes):
+        assert not share[2][size:].any(), "filling rows have weight 0"
+    return tf.nest.map_structure(lambda *x: np.concatenate([part[:size] for part, size in zip(x, sizes)]), *shares)
 
 
 @pytest.fixture(scope="module")
@@ -465,9 +464,25 @@ def test_carried_columns_are_as_they_were_logged(small_log, in_order):
     assert in_order[3].keys() == {"row_id", "brand"}
 
 
-def test_without_sample_weights_every_row_weighs_one(small_log):
-    weights = read_ordered(Reader(small_log[1], SCHEMA, (), sample_weights=False))[2]
-    np.testing.assert_array_equal(weights, np.ones(611))
+@pytest.fixture(scope="module")
+def unweighted(small_log):
+    """The small log in order, without sample weights and with a merged level."""
+    merged = {"d_action": ("d_mi", "d_ma")}
+    return read_ordered(Reader(small_log[1], SCHEMA, (), merged_levels=merged, sample_weights=False))
+
+
+def test_without_sample_weights_every_row_weighs_one(unweighted):
+    np.testing.assert_array_equal(unweighted[2], np.ones(611))
+
+
+def test_batches_have_no_fourth_part_unless_columns_are_carried(unweighted, in_order):
+    assert (len(unweighted), len(in_order)) == (3, 4)
+
+
+def test_merged_levels_are_the_union_of_theirs(unweighted):
+    labels = unweighted[1]
+    assert set(labels) == {"click", "d_mi", "d_ma", "purchase", "d_action"}
+    np.testing.assert_array_equal(labels["d_action"], np.maximum(labels["d_mi"], labels["d_ma"]))
 
 
 def test_rows_against_the_hierarchy_are_dropped_by_weight_zero(small_log):
@@ -491,13 +506,6 @@ def test_a_log_that_keeps_the_hierarchy_is_read_under_the_policy_error(tmp_path)
     np.testing.assert_array_equal(read_ordered(reader)[2], np.float32(make_rows(50)["importance"]))
 
 
-def test_merged_levels_are_the_union_of_theirs(small_log):
-    merged = {"d_action": ("d_mi", "d_ma")}
-    _, labels, _ = read_ordered(Reader(small_log[1], SCHEMA, (), merged_levels=merged))
-    assert set(labels) == {"click", "d_mi", "d_ma", "purchase", "d_action"}
-    np.testing.assert_array_equal(labels["d_action"], np.maximum(labels["d_mi"], labels["d_ma"]))
-
-
 @pytest.fixture(scope="module")
 def shuffled(small_log):
     """The batches of an epoch of the small log, with all features."""
@@ -506,7 +514,9 @@ def shuffled(small_log):
 
 def test_both_record_formats_give_the_same_batches(small_log, shuffled, tmp_path):
     index = write_index(str(tmp_path), small_log[0], files=3, record_format="row")
-    assert_same_batches(read_epoch(Reader(index, SCHEMA, FEATURES, carry=("row_id",)), 64, window_rows=256)[0], shuffled)
+    assert_same_batches(
+        read_epoch(Reader(index, SCHEMA, FEATURES, carry=("row_id",)), 64, window_rows=256)[0], shuffled
+    )
 
 
 def test_the_columns_of_a_shuffled_row_stay_together(small_log, shuffled):
@@ -520,7 +530,6 @@ def test_the_columns_of_a_shuffled_row_stay_together(small_log, shuffled):
 
 
 @pytest.mark.parametrize("dtype, weight", [("float", 0.5), ("int64", 2)])
-@pytest.mark.xfail(strict=True, reason="NaN x 0 is NaN: a missing weight spoils the filling rows too; int64: -2**63")
 def test_a_missing_weight_leaves_all_weights_finite_and_not_negative(tmp_path, dtype, weight):
     column = Column("importance", dtype, "weight")
     schema = Schema((*ID_COLUMNS, column), ID_SCHEMA.levels)
@@ -554,7 +563,6 @@ def test_an_unknown_carried_column_is_refused_when_the_reader_is_made(small_log)
         Reader(small_log[1], SCHEMA, FEATURES, carry=("user_id",))
 
 
-@pytest.mark.xfail(strict=True, reason="AutoGraph turns the ConfigError into a StagingError of many lines")
 def test_an_unknown_part_of_a_merged_level_is_refused(small_log):
     with pytest.raises(ConfigError, match="level 'd_action': expected the level 'd_me' in the log"):
         Reader(small_log[1], SCHEMA, (), merged_levels={"d_action": ("d_me",)}).ordered_dataset(64)

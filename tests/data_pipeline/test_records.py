@@ -11,7 +11,7 @@ from data_pipeline import records
 from data_pipeline.schema import SCALAR, VARIABLE, Column, Hashing
 from tests.data_pipeline.conftest import example, to_batch
 
-properties = settings(deadline=None, max_examples=40)
+properties = settings(deadline=None, max_examples=25)
 HASHING = Hashing(100)
 MAX_LENGTH = 3
 SHAPES = {"scalar": SCALAR, "vector": (2,), "variable": VARIABLE}
@@ -100,7 +100,9 @@ def test_rows_of_several_records_follow_each_other(record_format, first, second)
 
 @pytest.mark.parametrize("record_format", records.RECORD_FORMATS)
 def test_a_slice_of_a_batch_is_written_and_nothing_around_it(record_format):
-    rows = {c.name: [[i, i][: c.length or 1] if c.shape else i for i in range(6)] for c in COLUMNS if c.dtype == "int64"}
+    rows = {
+        c.name: [[i, i][: c.length or 1] if c.shape else i for i in range(6)] for c in COLUMNS if c.dtype == "int64"
+    }
     columns = [column for column in COLUMNS if column.dtype == "int64"]
     found = parse(encode(to_batch(rows, columns).slice(2, 3), record_format, columns), record_format, columns)
     for column in columns:
@@ -110,7 +112,9 @@ def test_a_slice_of_a_batch_is_written_and_nothing_around_it(record_format):
 @pytest.mark.parametrize("record_format", records.RECORD_FORMATS)
 def test_values_of_a_null_list_are_not_written(record_format):
     column = Column("tags", "int64", shape=VARIABLE, max_length=MAX_LENGTH, hashing=HASHING)
-    hidden = pa.ListArray.from_arrays(pa.array([0, 1, 3, 4]), pa.array([1, 2, 3, 4]), mask=pa.array([False, True, False]))
+    hidden = pa.ListArray.from_arrays(
+        pa.array([0, 1, 3, 4]), pa.array([1, 2, 3, 4]), mask=pa.array([False, True, False])
+    )
     batch = pa.RecordBatch.from_pydict({"tags": hidden})
     found = parse(encode(batch, record_format, [column]), record_format, [column])
     np.testing.assert_array_equal(found["tags"], expected(column, [[1], None, [4]]))
@@ -119,7 +123,9 @@ def test_values_of_a_null_list_are_not_written(record_format):
 @pytest.mark.parametrize("record_format", records.RECORD_FORMATS)
 def test_lists_are_cut_at_the_end(record_format):
     column = Column("tags", "int64", shape=VARIABLE, max_length=2, hashing=HASHING)
-    found = parse(encode(to_batch({"tags": [[1, 2, 3], [4]]}, [column]), record_format, [column]), record_format, [column])
+    found = parse(
+        encode(to_batch({"tags": [[1, 2, 3], [4]]}, [column]), record_format, [column]), record_format, [column]
+    )
     assert found["tags"].tolist() == [[1, 2], [4, -(2**63)]]
 
 

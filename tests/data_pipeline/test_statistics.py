@@ -46,7 +46,9 @@ def measured():
     return values, build(Column("v", "float", shape=(3,)), batches)
 
 
-@pytest.mark.parametrize("figure, oracle", [("mean", np.nanmean), ("std", np.nanstd), ("min", np.nanmin), ("max", np.nanmax)])
+@pytest.mark.parametrize(
+    "figure, oracle", [("mean", np.nanmean), ("std", np.nanstd), ("min", np.nanmin), ("max", np.nanmax)]
+)
 def test_moments_over_uneven_batches_are_those_of_all_rows_at_once(measured, figure, oracle):
     values, figures = measured
     np.testing.assert_allclose(figures[figure], oracle(values, axis=0), rtol=1e-9)
@@ -99,7 +101,9 @@ def test_the_number_of_distinct_values_is_right_within_two_percent(distinct, kin
     assert (figures["count"], figures["missing"]) == (4 * distinct, 0)
 
 
-@pytest.mark.parametrize("kind, values", [("int64", np.array([5, -(2**63), 5, 7])), ("string", np.array([b"a", b"", b"a", b"b"], object))])
+@pytest.mark.parametrize(
+    "kind, values", [("int64", np.array([5, -(2**63), 5, 7])), ("string", np.array([b"a", b"", b"a", b"b"], object))]
+)
 def test_missing_categories_are_counted_and_are_no_value(kind, values):
     figures = build(Column("c", kind, hashing=HASHING), [values])
     assert figures == {"count": 3, "missing": 1, "cardinality": 2}
@@ -198,7 +202,9 @@ def test_the_json_of_a_split_has_its_rows_and_the_rate_of_each_level():
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3", '{"train": 1}', '{"train": {"label_patterns": {}}}', ""])
 def test_a_file_that_holds_no_statistics_is_refused(text):
-    with pytest.raises(DataError, match="^d/statistics.json: expected the statistics of each split, got .*convert the log again"):
+    with pytest.raises(
+        DataError, match="^d/statistics.json: expected the statistics of each split, got .*convert the log again"
+    ):
         from_json(text, LEVEL_NAMES, "d/statistics.json")
 
 

@@ -81,7 +81,10 @@ def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
         (["export", "--workdir=x", "--export_dir=y", "z"], r"expected flags only, got \['z'\]"),
         (["simulate", "--output_dir=x", "--rows=none"], "rows"),
         (["train", "--config=configs/none.py", "--data_dir=x", "--workdir=y"], "configs/none.py"),
-        (["train", *TINY, "--config.training.learnin_rate=1", "--data_dir=x", "--workdir=y"], "unknown config field 'learnin_rate'; did you mean 'learning_rate'"),
+        (
+            ["train", *TINY, "--config.training.learnin_rate=1", "--data_dir=x", "--workdir=y"],
+            "unknown config field 'learnin_rate'; did you mean 'learning_rate'",
+        ),
         (["convert", "--source=parqet", "--input=x", "--output_dir=y"], "did you mean 'parquet'"),
         (["convert", "--source=csv", "--input=x", "--output_dir=y"], "expected --schema=schema.json or --behaviors"),
         (["convert", "--source=csv", "--input=x", "--output_dir=y", "--split=half"], "--split: expected date:"),
@@ -241,7 +244,10 @@ def test_nesting_error_refuses_a_purchase_without_a_click(command, tmp_path):
         (None, "expected TF_CONFIG in the environment, found none"),
         ("{cluster", "TF_CONFIG: expected JSON, got '{cluster'"),
         ('{"cluster": {"worker": ["127.0.0.1:1"]}}', "expected this worker's task among the addresses"),
-        ('{"cluster": {"worker": ["here"]}, "task": {"type": "worker", "index": 0}}', "expected addresses as host:port"),
+        (
+            '{"cluster": {"worker": ["here"]}, "task": {"type": "worker", "index": 0}}',
+            "expected addresses as host:port",
+        ),
     ],
 )
 def test_a_tf_config_that_cannot_be_used_is_explained(command, data, tmp_path, monkeypatch, tf_config, message):

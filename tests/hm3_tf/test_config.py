@@ -142,6 +142,8 @@ def test_a_value_of_another_type_is_refused(section, field, value, message):
         ("training", "checkpoint_every_steps", 0, "training.checkpoint_every_steps: expected a number above 0, got 0"),
         ("training", "max_steps", -1, "training.max_steps: expected a number of at least 0, got -1"),
         ("training", "seed", -1, "training.seed: expected a number of at least 0, got -1"),
+        ("training", "loss_weights", {"purchase": -3.0}, "training.loss_weights"),
+        ("training", "loss_weights", {"purchase": float("nan")}, "training.loss_weights"),
         ("training", "edge_loss_weight", -0.5, "training.edge_loss_weight: expected a number of at least 0, got -0.5"),
     ],
 )
@@ -155,6 +157,9 @@ def test_a_value_out_of_range_is_refused(section, field, value, message):
     [
         ("model", "method", "hm33", "model.method: expected a method, got 'hm33'; did you mean 'hm3'?"),
         ("training", "precision", "bfloat", "did you mean 'bfloat16'?"),
+        ("training", "optimizer", "lazy_adm", "did you mean 'lazy_adam'?"),
+        ("training", "best_metric", "pctcvr.acu", "did you mean 'pctcvr.auc'?"),
+        ("data", "nesting", "coerc", "did you mean 'coerce'?"),
         ("training", "loss_weights", {"purchas": 2.0}, "did you mean 'purchase'?"),
         ("distribution", "strategy", "mirored", "did you mean 'mirrored'?"),
     ],

@@ -239,8 +239,13 @@ def test_a_weight_that_is_not_at_least_zero_is_refused(weight):
 
 
 def test_a_negative_weight_of_the_full_path_likelihood_is_refused():
-    with pytest.raises(ConfigError, match="edge_loss_weight.*-0.5"):
+    with pytest.raises(ConfigError, match=r"training\.edge_loss_weight.*-0\.5"):
         CompositeLoss(GRAPHS, {}, edge_loss_weight=-0.5)
+
+
+def test_the_full_path_likelihood_is_no_level_of_the_loss_weights():
+    with pytest.raises(ConfigError, match=r"training\.loss_weights: expected a level, got 'edge_loss_weight'"):
+        CompositeLoss(GRAPHS, {"edge_loss_weight": 3.0})
 
 
 def test_a_graph_of_levels_that_the_labels_lack_is_refused_with_a_hint():

@@ -112,6 +112,7 @@ def test_float32_predictions_are_summed_in_float64():
 
 
 def test_labels_may_be_numbers():
+    assert auc(np.array([1, 0, 1, 0]), np.array([3.0, 1.0, 2.0, 2.0])) == 3.5 / 4
     labels, pairs = np.array([True, False, False, False]), log_pairs([0.5, 0.25, 0.2, 0.25])
     assert binary_metrics(labels.astype(np.float32), pairs) == binary_metrics(labels, pairs)
 

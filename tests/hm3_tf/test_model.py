@@ -61,9 +61,10 @@ def test_fit_evaluate_and_predict_take_what_the_reader_yields(data):
     history = model.fit(reader.training_dataset(512, seed=0, epoch=0), verbose=0).history
     assert list(history) == ["loss"] and np.isfinite(history["loss"]).all()
     assert all((old != new).any() for old, new in zip(before, model.network.get_weights()))
-    after = model.evaluate(reader.ordered_dataset(2048), verbose=0, return_dict=True)
+    ordered = reader.ordered_dataset(2048)
+    after = model.evaluate(ordered, verbose=0, return_dict=True)
     assert after["loss"] < history["loss"][0]
-    predictions = model.predict(reader.ordered_dataset(2048), verbose=0)
+    predictions = model.predict(ordered, verbose=0)
     assert predictions["log_probs"]["impression"]["purchase"].shape == (3 * 2048, 2), "4,286 rows and filling ones"
 
 
@@ -215,16 +216,12 @@ class LossOfEachStep(keras.callbacks.Callback):
         self._since = self.model.loss_meter.sums.read_value()
 
 
-def losses_and_moves(data, strategy, optimizer, model_class=ConversionModel):
+def losses_and_moves(data, arrays, strategy, optimizer, model_class=ConversionModel):
     """Returns the loss of every step, and how far the weights moved, of training under a strategy."""
-    config = tiny_config(loss_weights={"purchase": 2.0})
-    config.model.features = ("user_id", "item_id", "price", "history")
-    del config.model.hash_buckets["position"], config.model.hash_buckets["brand"]
-    features, labels = read_split(config, data, "validation")
-    weights = np.random.default_rng(0).uniform(0.5, 1.5, len(labels["click"])).astype(np.float32)
-    batches = tf.data.Dataset.from_tensor_slices((features, labels, weights)).batch(ROWS, drop_remainder=True)
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, len(arrays[1]["click"])).astype(np.float32)
+    batches = tf.data.Dataset.from_tensor_slices((*arrays, weights)).batch(ROWS, drop_remainder=True)
     with strategy.scope():
-        model = build(data, config)
+        model = build(data, tiny_config(loss_weights={"purchase": 2.0}))
         model = model_class(model.network, model.task)
         model.compile(optimizer=optimizer(), weighted_metrics=[])
     before, steps = model.network.get_weights(), LossOfEachStep()
@@ -241,26 +238,26 @@ OPTIMIZERS = {"sgd": lambda: keras.optimizers.SGD(0.1), "lazy_adam": lambda: Laz
 
 
 @pytest.fixture(scope="module")
-def one_replica(data):
+def one_replica(data, arrays):
     """{optimizer: (losses, moves)} on one replica."""
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
-    return {name: losses_and_moves(data, strategy, optimizer) for name, optimizer in OPTIMIZERS.items()}
+    return {name: losses_and_moves(data, arrays, strategy, optimizer) for name, optimizer in OPTIMIZERS.items()}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_two_replicas_with_half_the_batch_each_are_one_with_the_whole(data, one_replica, name):
+def test_two_replicas_with_half_the_batch_each_are_one_with_the_whole(data, arrays, one_replica, name):
     losses, moves = one_replica[name]
     assert len(set(losses)) == STEPS and np.abs(moves).max() > 1e-3
     strategy = two_replicas()
     assert strategy.num_replicas_in_sync == 2
-    losses_of_two, moves_of_two = losses_and_moves(data, strategy, OPTIMIZERS[name])
+    losses_of_two, moves_of_two = losses_and_moves(data, arrays, strategy, OPTIMIZERS[name])
     np.testing.assert_allclose(losses_of_two, losses, rtol=0, atol=1e-6)
     np.testing.assert_allclose(moves_of_two, moves, rtol=0, atol=1e-6)
 
 
-def test_a_loss_that_is_not_divided_by_the_replicas_takes_twice_the_step(data, one_replica):
+def test_a_loss_that_is_not_divided_by_the_replicas_takes_twice_the_step(data, arrays, one_replica):
     _, moves = one_replica["sgd"]
-    _, doubled = losses_and_moves(data, two_replicas(), OPTIMIZERS["sgd"], Undivided)
+    _, doubled = losses_and_moves(data, arrays, two_replicas(), OPTIMIZERS["sgd"], Undivided)
     assert np.abs(doubled - moves).max() > 1e-3
     assert np.dot(doubled, moves) / np.dot(moves, moves) == pytest.approx(2, rel=0.1)
 

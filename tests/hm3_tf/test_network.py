@@ -187,8 +187,9 @@ def test_one_chain_has_one_embedding_layer_under_all_its_towers():
     assert [layer.name for layer in network.layers if "embeddings" in layer.name] == ["embeddings"]
 
 
-def test_the_seed_fixes_the_weights():
-    first, again, other = (build(seed=seed).get_weights() for seed in (0, 0, 1))
+@pytest.mark.parametrize("cross_layers", [0, 2])
+def test_the_seed_fixes_the_weights(cross_layers):
+    first, again, other = (build(seed=seed, cross_layers=cross_layers).get_weights() for seed in (0, 0, 1))
     for a, b in zip(first, again):
         np.testing.assert_array_equal(a, b)
     assert any((a != c).any() for a, c in zip(first, other))

@@ -82,11 +82,7 @@ def test_the_log_holds_what_scripts_read(whole):
 def test_tensorboard_has_the_same_scalars(whole):
     workdir, _ = whole
     events = [path for path in (workdir / "tensorboard").iterdir()]
-    tags = {
-        value.tag
-        for event in tf.compat.v1.train.summary_iterator(str(events[0]))
-        for value in event.summary.value
-    }
+    tags = {value.tag for event in tf.compat.v1.train.summary_iterator(str(events[0])) for value in event.summary.value}
     assert {"loss", "losses/purchase", "examples_per_second", "validation/pctcvr/auc"} <= tags
 
 
@@ -103,7 +99,12 @@ def test_training_stops_when_validation_no_longer_improves(data, tmp_path, monke
     monkeypatch.setattr(train.Evaluator, "__call__", lambda self: figures())
     config = tiny_config(epochs=5, early_stopping_epochs=2, global_batch_size=4096)
     train_and_evaluate(config, data.path, str(tmp_path))
-    assert [line["validation"]["pctcvr"]["auc"] for line in lines(tmp_path) if "validation" in line] == [0.6, 0.7, 0.65, 0.69]
+    assert [line["validation"]["pctcvr"]["auc"] for line in lines(tmp_path) if "validation" in line] == [
+        0.6,
+        0.7,
+        0.65,
+        0.69,
+    ]
     train_and_evaluate(config, data.path, str(tmp_path))  # a run that has ended does not go on
     assert len([line for line in lines(tmp_path) if "validation" in line]) == 4
 
