@@ -247,8 +247,8 @@ def _refuse_non_finite(batch: SourceBatch, column: Column, array: pa.Array) -> N
         if column.shape:
             row = int(np.searchsorted(np.cumsum(list_lengths(array)), place, side="right"))
         raise DataError(
-            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected a finite number or null for a missing one, got "
-            f"{flat[place].as_py()}; mend the log, or give the column the role 'ignored'"
+            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected a finite number, or null for a "
+            f"missing one, got {flat[place].as_py()}; mend the log, or give the column the role 'ignored'"
         )
 
 

@@ -125,9 +125,8 @@ def _given_config(values: flags.FlagValues) -> configs.Config:
     try:
         _ = values.config.model  # a file that cannot be read says so only now
     except Exception as error:
-        raise UsageError(
-            f"--config={values['config'].config_filename}: expected a config file, got: {error!r}"
-        ) from error
+        name = config_flags.get_config_filename(values["config"])
+        raise UsageError(f"--config={name}: expected a config file, got: {error!r}") from error
     if not isinstance(values.config, configs.Config):
         raise UsageError(f"--config: expected get_config() to return a hm3_tf.config.Config, got {type(values.config)}")
     return values.config

@@ -174,7 +174,8 @@ def infer_schema(
     for name in [*sorted(behaviors), *groups, *ignored]:
         if name not in arrow.names:
             raise UsageError(
-                f"--behaviors, --groups, --ignore: expected a column of the log, got {name!r}; {did_you_mean(name, arrow.names)}"
+                f"--behaviors, --groups, --ignore: expected a column of the log, got {name!r}; "
+                f"{did_you_mean(name, arrow.names)}"
             )
     columns, inferred = [], set()
     for field in arrow:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.hashing import network_inputs
+from data_pipeline.index import load_index
 from data_pipeline.read import WINDOW_ROWS, Reader, lane_count, plan_epoch
 from data_pipeline.schema import Column, Hashing, Level, Schema
 from hm3_tf.errors import ConfigError
@@ -530,16 +531,11 @@ def test_the_columns_of_a_shuffled_row_stay_together(small_log, shuffled):
 
 
 @pytest.mark.parametrize("dtype, weight", [("float", 0.5), ("int64", 2)])
-def test_a_missing_weight_leaves_all_weights_finite_and_not_negative(tmp_path, dtype, weight):
-    column = Column("importance", dtype, "weight")
-    schema = Schema((*ID_COLUMNS, column), ID_SCHEMA.levels)
-    file = write_records(f"{tmp_path}/a.tfrecord", [example(click=1), *[example(click=1, importance=weight)] * 4])
-    index = write_index(str(tmp_path / "unused"), {"row_id": [0] * 5, "click": [1] * 5}, columns=ID_COLUMNS)
-    index = type(index)("row", (file,), (0,), np.array([[0, 0, 5, 5]]))
-    (batch,) = elements(Reader(index, schema, ()).ordered_dataset(8))
-    weights = batch[2]
-    assert np.isfinite(weights).all() and (weights >= 0).all()
-    np.testing.assert_array_equal(weights[5:], [0, 0, 0])
+def test_a_row_without_a_weight_weighs_one_and_filling_rows_nothing(tmp_path, dtype, weight):
+    schema = Schema((*ID_COLUMNS, Column("importance", dtype, "weight")), ID_SCHEMA.levels)
+    write_records(f"{tmp_path}/a.tfrecord", [example(click=1), *[example(click=1, importance=weight)] * 4])
+    (batch,) = elements(Reader(load_index(str(tmp_path)), schema, ()).ordered_dataset(8))
+    np.testing.assert_array_equal(batch[2], [1, weight, weight, weight, weight, 0, 0, 0])
 
 
 def test_a_reader_reads_the_columns_that_it_needs(small_log):

@@ -16,6 +16,7 @@ from data_pipeline.hashing import hash_to_bucket
 from data_pipeline.schema import Hashing, Schema
 from hm3_tf import config as configs
 from hm3_tf import export
+from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.export import check_export, export_run
 from hm3_tf.model import probabilities
@@ -315,12 +316,10 @@ def test_a_model_that_cannot_be_exported_fails_the_trial_with_the_reason(trained
         check_export(trained_run)
 
 
-def test_a_config_that_cannot_be_built_fails_the_trial_with_its_own_message(trained_run):
+def test_a_config_that_does_not_fit_the_log_fails_the_trial_with_its_own_message(trained_run):
     config = tiny_config()
-    config.model.features = ("user_id", "pric")
-    with pytest.raises(
-        ConfigError, match=r"^model\.features: expected a column of the schema, got 'pric'; did you mean"
-    ):
+    config.model.graph = BehaviorGraph((Behavior("click", gate=True), Behavior("apply")))
+    with pytest.raises(ConfigError, match=r"^the behavior graph: expected levels of the log, got 'apply'"):
         check_export(dataclasses.replace(trained_run, config=config))
 
 

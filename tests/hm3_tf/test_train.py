@@ -81,7 +81,7 @@ def test_the_log_holds_what_scripts_read(whole):
 
 def test_tensorboard_has_the_same_scalars(whole):
     workdir, _ = whole
-    events = [path for path in (workdir / "tensorboard").iterdir()]
+    events = list((workdir / "tensorboard").iterdir())
     tags = {value.tag for event in tf.compat.v1.train.summary_iterator(str(events[0])) for value in event.summary.value}
     assert {"loss", "losses/purchase", "examples_per_second", "validation/pctcvr/auc"} <= tags
 
