@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from hm3_tf.optimizers import OPTIMIZERS
+from hm3_tf.optimizers import make_optimizer
 
 DIM, IDS, STEPS = 16, 4096 * 26, 5
 TABLES = (100_000, 1_000_000, 5_000_000)
@@ -24,7 +24,7 @@ def seconds(name: str, rows: int) -> float:
     ids = np.searchsorted(cdf / cdf[-1], np.random.default_rng(0).random(IDS)).astype(np.int32)
     table = tf.Variable(tf.zeros((rows, DIM)))
     gradient = tf.IndexedSlices(tf.ones((IDS, DIM)), tf.constant(ids), tf.constant([rows, DIM]))
-    optimizer = OPTIMIZERS[name](learning_rate=0.001)
+    optimizer = make_optimizer(name, learning_rate=0.001)
     step = tf.function(lambda: optimizer.apply_gradients([(gradient, table)]))
     step()
     times = []

@@ -3,16 +3,21 @@
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipeline.labels import NESTING_POLICIES
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.checks import check_type
 from hm3_tf.errors import ConfigError, did_you_mean
 from hm3_tf.methods import Method, get_method
 
+OPTIMIZERS = ("lazy_adam", "adam")
 PRECISIONS = ("float32", "bfloat16")
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
+TARGETS = ("pctr", "pcvr", "pctcvr")
+BEST_FIGURES = {"auc": 1, "log_loss": -1}  # that can choose the best checkpoint; whether more of it is better
 
 
 class LossWeights(dict[str, float]):
@@ -181,10 +186,15 @@ def checked(config: Config) -> Config:
         _require(getattr(training, name) >= 0, f"training.{name}", "a number of at least 0", getattr(training, name))
     _require(0 <= model.dropout < 1, "model.dropout", "a share in [0, 1)", model.dropout)
     _require(model.cross_layers >= 0, "model.cross_layers", "a number of at least 0", model.cross_layers)
+    _require_one_of(config.data.nesting, NESTING_POLICIES, "data.nesting")
+    _require_one_of(training.optimizer, OPTIMIZERS, "training.optimizer")
     _require_one_of(training.precision, PRECISIONS, "training.precision")
     _require_one_of(config.distribution.strategy, STRATEGIES, "distribution.strategy")
-    for level in training.loss_weights:
+    for level, weight in training.loss_weights.items():
         _require_one_of(level, levels, "training.loss_weights")
+        _require(0 <= weight < math.inf, "training.loss_weights", f"a weight of at least 0 for {level!r}", weight)
+    figures = tuple(f"{target}.{figure}" for target in (*TARGETS, *levels) for figure in BEST_FIGURES)
+    _require_one_of(training.best_metric, figures, "training.best_metric")
     for part in (config, *(section for _, section in _sections(config))):
         object.__setattr__(part, "_frozen", True)
     return config

@@ -1,6 +1,7 @@
 """A trained model as a SavedModel that takes raw values and needs nothing but TensorFlow."""
 
 import dataclasses
+import re
 import tempfile
 
 import tensorflow as tf
@@ -115,9 +116,13 @@ def check_export(run: Workdir) -> None:
             _save(run, run.build_model(), folder)
             served = tf.saved_model.load(folder).signatures["serving_examples"]
             served(examples=tf.constant([tf.train.Example().SerializeToString()]))
+        except Hm3Error:
+            raise
         except Exception as error:
-            reason = str(error).strip().splitlines()
+            kind = type(error).__name__
+            inner = re.search(rf"^\s*{kind}: (.*)", str(error), re.MULTILINE)  # where AutoGraph has wrapped it
+            reason = inner[1] if inner else str(error).partition("\n")[0]
             raise Hm3Error(
                 f"expected a model that can be exported, but a trial export of {run.config.method.name} failed: "
-                f"{type(error).__name__}: {reason[0] if reason else ''}; run with --traceback to see where"
+                f"{kind}: {reason}; run with --traceback to see where"
             ) from error

@@ -1,5 +1,6 @@
 """The training objective: cross-entropies of all levels over their whole sample space."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
@@ -48,13 +49,15 @@ class CompositeLoss(keras.layers.Layer, tfrs.tasks.Task):
         super().__init__()
         self._graphs = tuple(graphs)
         self.levels = tuple(level for graph in graphs for level in graph.levels)
-        for level, weight in [*loss_weights.items(), ("edge_loss_weight", edge_loss_weight)]:
-            if level not in (*self.levels, "edge_loss_weight"):
+        for level in loss_weights:
+            if level not in self.levels:
                 raise ConfigError(
                     f"training.loss_weights: expected a level, got {level!r}; {did_you_mean(level, self.levels)}"
                 )
-            if not weight >= 0:
-                raise ConfigError(f"training.loss_weights: expected a weight >= 0 for {level!r}, got {weight}")
+        weights = {f"loss_weights.{level}": weight for level, weight in loss_weights.items()}
+        for name, weight in {**weights, "edge_loss_weight": edge_loss_weight}.items():
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise ConfigError(f"training.{name}: expected a weight of at least 0, got {weight}")
         self._weights = {level: float(loss_weights.get(level, 1.0)) for level in self.levels}
         self._edge_weight = float(edge_loss_weight)
 

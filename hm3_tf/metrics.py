@@ -15,6 +15,7 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
     Returns:
       A number in [0, 1], or None where one class is missing.
     """
+    labels = np.asarray(labels, bool)
     positives = int(np.count_nonzero(labels))
     negatives = len(labels) - positives
     if not positives or not negatives:

@@ -83,5 +83,6 @@ def _trunk(
         parts.append(NumericInputs(numeric, name=f"numeric{name}")({f.name: inputs[f.name] for f in numeric}))
     trunk = start = keras.layers.Concatenate(name=f"inputs{name}")(parts) if len(parts) > 1 else parts[0]
     for i in range(config.cross_layers):
-        trunk = tfrs.layers.dcn.Cross(name=f"cross{name}_{i}")(start, trunk)
+        kernel = keras.initializers.TruncatedNormal(stddev=0.05, seed=seed + i)
+        trunk = tfrs.layers.dcn.Cross(kernel_initializer=kernel, name=f"cross{name}_{i}")(start, trunk)
     return trunk

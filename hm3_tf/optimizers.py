@@ -42,9 +42,6 @@ class LazyAdam(keras.optimizers.Adam):
         variable.scatter_sub(tf.IndexedSlices(rate * mean / (tf.sqrt(square) + self.epsilon), rows))
 
 
-OPTIMIZERS = {"lazy_adam": LazyAdam, "adam": keras.optimizers.Adam}
-
-
 def make_optimizer(name: str, learning_rate: float) -> keras.optimizers.Optimizer:
     """Returns an optimizer.
 
@@ -58,8 +55,9 @@ def make_optimizer(name: str, learning_rate: float) -> keras.optimizers.Optimize
     Raises:
       ConfigError: The name is neither.
     """
-    if name not in OPTIMIZERS:
+    classes = {"lazy_adam": LazyAdam, "adam": keras.optimizers.Adam}
+    if name not in classes:
         raise ConfigError(
-            f"training.optimizer: expected one of {tuple(OPTIMIZERS)}, got {name!r}; {did_you_mean(name, OPTIMIZERS)}"
+            f"training.optimizer: expected one of {tuple(classes)}, got {name!r}; {did_you_mean(name, classes)}"
         )
-    return OPTIMIZERS[name](learning_rate=learning_rate)
+    return classes[name](learning_rate=learning_rate)

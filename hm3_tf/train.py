@@ -11,16 +11,15 @@ import tf_keras as keras
 
 from data_pipeline import storage
 from data_pipeline.folder import DataFolder, explained_read_errors
-from hm3_tf.config import Config, checked
+from hm3_tf.config import BEST_FIGURES, Config, checked
 from hm3_tf.distribute import is_chief, make_strategy
-from hm3_tf.errors import ConfigError, Hm3Error, did_you_mean
+from hm3_tf.errors import Hm3Error
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
 from hm3_tf.progress import Progress
 from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir
 
 _LOGGER = logging.getLogger(__name__)
-_SIGNS = {"auc": 1, "log_loss": -1}  # of the figures that can choose the best checkpoint
 
 
 class MetricsLog:
@@ -68,7 +67,7 @@ class Trainer(keras.callbacks.Callback):
       chief: Whether this process writes the run's files.
 
     Raises:
-      ConfigError: The batch, or the figure that chooses the best checkpoint, does not fit.
+      ConfigError: The global batch cannot be shared out equally.
       DataError: A split cannot be read.
       Hm3Error: The model cannot be exported.
     """
@@ -78,7 +77,6 @@ class Trainer(keras.callbacks.Callback):
         self._run, self._strategy, self._chief = run, strategy, chief
         self._config = run.config.training
         self._reader = split_reader(run, data.split("train"), nesting=run.config.data.nesting)
-        self._best_figure = _best_figure(run.config)
         with strategy.scope():
             self._model = run.build_model()
             self._model.optimizer.build(self._model.network.trainable_variables)
@@ -221,27 +219,17 @@ class Trainer(keras.callbacks.Callback):
         self._write(
             {"step": step, "epoch": epoch, "validation_seconds": time.monotonic() - start, "validation": figures}
         )
-        target, figure = self._best_figure
+        target, _, figure = self._config.best_metric.partition(".")
         value = figures.get(target, figures["levels"].get(target))[figure]
         if value is None:
             _LOGGER.warning("validation: %s.%s does not exist: one class has no row", target, figure)
-        elif _SIGNS[figure] * value > self._best["value"].numpy():
-            self._best["value"].assign(_SIGNS[figure] * value)
+        elif BEST_FIGURES[figure] * value > self._best["value"].numpy():
+            self._best["value"].assign(BEST_FIGURES[figure] * value)
             self._best["epoch"].assign(epoch)
             if self._chief:
                 with storage.explained(self._run.file("checkpoints")):
                     self._best_checkpoint.save(step)
         return figures
-
-
-def _best_figure(config: Config) -> tuple[str, str]:
-    targets = ("pctr", "pcvr", "pctcvr", *config.method.levels)
-    known = [f"{target}.{figure}" for target in targets for figure in _SIGNS]
-    name = config.training.best_metric
-    if name not in known:
-        raise ConfigError(f"training.best_metric: expected one of {known}, got {name!r}; {did_you_mean(name, known)}")
-    target, _, figure = name.partition(".")
-    return target, figure
 
 
 def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:

@@ -352,7 +352,7 @@ def test_a_number_that_is_not_finite_is_named_by_file_row_and_column(tmp_path, v
     tables = [{"price": [1.0, 2.0], "click": [0, 1]}, {"price": [None, 3.0, value], "click": [0, 1, 1]}]
     message = error_of(tmp_path / "out", *tables, schema=with_columns(Column("price", "float")))
     assert message.startswith(
-        "memory.log: row 4: column 'price': expected a finite number or null for a missing one, got"
+        "memory.log: row 4: column 'price': expected a finite number, or null for a missing one, got"
     )
 
 

@@ -510,13 +510,13 @@ def test_a_log_that_keeps_the_hierarchy_is_read_under_the_policy_error(tmp_path)
 @pytest.fixture(scope="module")
 def shuffled(small_log):
     """The batches of an epoch of the small log, with all features."""
-    return read_epoch(Reader(small_log[1], SCHEMA, FEATURES, carry=("row_id",)), 64, window_rows=256)[0]
+    return read_epoch(Reader(small_log[1], SCHEMA, FEATURES, carry=("row_id",)), 62, window_rows=256)[0]
 
 
 def test_both_record_formats_give_the_same_batches(small_log, shuffled, tmp_path):
     index = write_index(str(tmp_path), small_log[0], files=3, record_format="row")
     assert_same_batches(
-        read_epoch(Reader(index, SCHEMA, FEATURES, carry=("row_id",)), 64, window_rows=256)[0], shuffled
+        read_epoch(Reader(index, SCHEMA, FEATURES, carry=("row_id",)), 62, window_rows=256)[0], shuffled
     )
 
 

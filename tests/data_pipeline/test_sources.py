@@ -181,7 +181,9 @@ def test_a_number_that_is_not_finite_is_named_by_its_file_and_row(tmp_path, name
     for file, price in (("1", 2.0), ("2", float("inf"))):
         write_table(tmp_path / "log" / f"{file}.{name}", ROWS | {"price": [0.5, 1.0, price]})
     message = error_of(name, tmp_path / "log", tmp_path / "out")
-    assert message.startswith(f"{tmp_path}/log/2.{name}: row 2: column 'price': expected a finite number or null")
+    assert message.startswith(
+        f"{tmp_path}/log/2.{name}: row 2: column 'price': expected a finite number, or null for a missing one, got inf"
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -233,7 +233,7 @@ def test_a_weight_of_a_level_that_is_not_there_is_refused_with_a_hint():
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan")])
 def test_a_weight_that_is_not_at_least_zero_is_refused(weight):
-    message = f"training.loss_weights: expected a weight >= 0 for 'd_mi', got {weight}"
+    message = f"training.loss_weights.d_mi: expected a weight of at least 0, got {weight}"
     with pytest.raises(ConfigError, match=re.escape(message)):
         CompositeLoss(GRAPHS, {"d_mi": weight})
 

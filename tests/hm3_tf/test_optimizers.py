@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from hm3_tf.config import OPTIMIZERS
 from hm3_tf.errors import ConfigError
-from hm3_tf.optimizers import OPTIMIZERS, LazyAdam, make_optimizer
+from hm3_tf.optimizers import LazyAdam, make_optimizer
 
 RATE, BETA_1, BETA_2, EPSILON = 0.01, 0.9, 0.999, 1e-7
 ROWS, DIM = 6, 3
