@@ -22,6 +22,7 @@ setup(
         "tensorflow>=2.17,<2.22",  # the engine
         "tf-keras>=2.17,<2.22",  # Keras 2: what TensorFlow Recommenders and multi-worker fit need
         "tensorflow-recommenders>=0.7.7,<0.8",  # Model, Task and the cross layer
+        "tensorboard>=2.17,<2.22",  # writes its events; TensorFlow 2.20 and later do not bring it
         'tensorflow-io>=0.37.1,<0.38; sys_platform == "linux"',  # remote file systems, loaded on use only
         "numpy>=1.26,<3",  # plans, statistics, exact metrics
         "absl-py>=2.1,<3",  # flags

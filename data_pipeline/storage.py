@@ -146,9 +146,9 @@ def explained(path: str) -> Iterator[None]:
         tf.errors.FailedPreconditionError,
         tf.errors.NotFoundError,
     ) as error:
-        reason = getattr(error, "message", None) or str(error)
+        reason = (getattr(error, "message", None) or str(error) or type(error).__name__).partition("\n")[0]
         raise Hm3Error(
-            f"{path}: expected a place that can be written, got: {reason.splitlines()[0]}; "
+            f"{path}: expected a place that can be written, got: {reason}; "
             "check the path, its permissions and the free space"
         ) from error
 

@@ -91,6 +91,7 @@ class TableFiles:
         for fragment in dataset.get_fragments():
             first_row = 0
             try:
+                _require_columns(fragment, columns or ())
                 for rows in fragment.to_batches(schema=dataset.schema, columns=columns, batch_size=BATCH_ROWS):
                     yield SourceBatch(fragment.path, first_row, rows)
                     first_row += rows.num_rows
@@ -99,6 +100,16 @@ class TableFiles:
                     f"{fragment.path}: expected {self.file_format} rows after row {first_row}, got: {error}; "
                     "mend or remove the file"
                 ) from error
+
+
+def _require_columns(fragment: pads.Fragment, columns: Sequence[str]) -> None:
+    """Checks that a file has the columns, which Arrow would fill with nulls."""
+    known = fragment.physical_schema.names
+    for name in columns:
+        if name not in known:
+            raise DataError(
+                f"{fragment.path}: expected the column {name!r} of the schema, found none; {did_you_mean(name, known)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +132,6 @@ class TableSource:
         Raises:
           DataError: A column of the schema is not in the files, or a file cannot be read.
         """
-        known = self.files.dataset().schema.names
-        for column in self.schema.columns:
-            if column.name not in known:
-                raise DataError(
-                    f"{self.files.path}: expected the column {column.name!r} of the schema, found none; "
-                    f"{did_you_mean(column.name, known)}"
-                )
         return self.files.batches([column.name for column in self.schema.columns])
 
 

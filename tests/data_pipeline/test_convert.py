@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -451,6 +452,12 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
         convert_rows(tmp_path / "file" / "out", make_rows(3))
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_remote_output_without_tensorflow_io_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_io", None)
+    with pytest.raises(Hm3Error, match="^s3://bucket/data: expected tensorflow-io for a remote path"):
+        convert_rows("s3://bucket/data", make_rows(3))
 
 
 @pytest.mark.parametrize("option, value, hint", [("nesting", "corce", "coerce"), ("record_format", "rows", "row")])

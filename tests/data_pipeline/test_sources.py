@@ -212,6 +212,25 @@ def test_a_column_that_the_table_does_not_have_is_named_with_a_hint(tmp_path, na
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("column", ["user", "pay"])
+def test_a_column_that_a_later_file_does_not_have_is_named(tmp_path, name, column):
+    write_table(tmp_path / "log" / f"1.{name}", ROWS)
+    second = write_table(tmp_path / "log" / f"2.{name}", {key: values for key, values in ROWS.items() if key != column})
+    message = error_of(name, tmp_path / "log", tmp_path / "out")
+    assert message.startswith(f"{second}: expected the column {column!r} of the schema, found none")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_columns_of_a_later_file_may_stand_in_another_order(tmp_path, name):
+    write_table(tmp_path / "log" / f"1.{name}", ROWS)
+    write_table(tmp_path / "log" / f"2.{name}", dict(reversed(ROWS.items())))
+    convert_source(open_source(name, str(tmp_path / "log"), SCHEMA), tmp_path / "out")
+    stored = read_stored(tmp_path / "out" / "train", SCHEMA.columns)
+    assert stored["brand"].tolist() == ["ä, b".encode(), b"c", b""] * 2
+    assert stored["click"].tolist() == [1, 0, 1] * 2
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_column_of_another_dtype_is_named_by_its_file(tmp_path, name):
     path = write_table(tmp_path / f"log.{name}", ROWS | {"user": ["7", "abc", "9"]})
     message = error_of(name, path, tmp_path / "out")

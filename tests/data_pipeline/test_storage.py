@@ -114,6 +114,12 @@ def test_a_place_that_cannot_be_written_is_named_as_it_was_given(tmp_path):
         pass
 
 
+def test_a_failure_of_the_file_system_without_a_message_is_explained(tmp_path):
+    message = re.escape(f"{tmp_path}/a: expected a place that can be written, got: ")
+    with pytest.raises(Hm3Error, match=message), storage.explained(f"{tmp_path}/a"):
+        raise OSError
+
+
 def test_the_text_of_a_file_is_read(tmp_path):
     (tmp_path / "a").write_text("größer\n")
     assert storage.read_text(str(tmp_path / "a"), "") == "größer\n"
