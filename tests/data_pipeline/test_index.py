@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from data_pipeline.index import find_corruption, load_index, scan
 from data_pipeline.records import RECORD_FORMATS
@@ -74,6 +75,19 @@ def test_a_scan_finds_the_records_that_were_counted_by_hand(tmp_path, record_for
     else:  # fewer than 1,024 rows a shard: one block each
         per_shard = [int(expected.blocks[expected.blocks[:, 0] == shard, 3].sum()) for shard in range(3)]
         assert found.blocks.tolist() == [[shard, 0, rows, rows] for shard, rows in enumerate(per_shard)]
+
+
+def test_a_block_starts_where_the_record_of_its_first_row_does(split):
+    index, first_row = load_index(str(split)), 0
+    for shard, offset, _, rows in index.blocks.tolist():
+        with open(index.files[shard], "rb") as file:
+            file.seek(offset)
+            size = int.from_bytes(file.read(8), "little")
+            file.seek(offset + 12)
+            ids = tf.train.Example.FromString(file.read(size)).features.feature["id"].int64_list.value
+        assert ids[0] == first_row
+        first_row += rows
+    assert first_row == ROWS
 
 
 def test_shards_are_in_the_order_of_their_names(tmp_path):
