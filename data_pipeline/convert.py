@@ -25,6 +25,8 @@ SPLITS = ("train", "validation", "test")
 _BUCKETS_A_VALUE = 5  # hash buckets for each distinct value: about a fifth of the values share theirs with another
 _LEAST_BUCKETS, _MOST_BUCKETS = 1_000, 2**22
 
+_SPLIT_STREAM = 1  # keys the draw of splits, which must not follow draws that made the log from the same seed
+
 SplitRule = Callable[[pa.RecordBatch], np.ndarray]
 
 
@@ -38,7 +40,7 @@ def fraction_rule(fractions: tuple[float, ...], seed: int) -> SplitRule:
     Returns:
       The rule.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([seed, _SPLIT_STREAM])
     bounds = np.cumsum(fractions)[:-1]
     return lambda rows: np.searchsorted(bounds, generator.random(rows.num_rows), side="right")
 

@@ -15,7 +15,7 @@ def _require_keras_2() -> None:
       ImportError: Keras 3 is already in use as `tf.keras` in this process, or the environment asks for it.
     """
     remedy = "import hm3_tf before anything uses tf.keras, or set TF_USE_LEGACY_KERAS=1 in the environment"
-    if os.environ.setdefault("TF_USE_LEGACY_KERAS", "1").lower() not in ("1", "true"):
+    if os.environ.setdefault("TF_USE_LEGACY_KERAS", "1") not in ("1", "true", "True"):
         raise ImportError(
             f"hm3_tf needs Keras 2 (tf_keras), but TF_USE_LEGACY_KERAS={os.environ['TF_USE_LEGACY_KERAS']!r}; {remedy}"
         )

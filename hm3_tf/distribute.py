@@ -70,18 +70,15 @@ def _own_address(config: Any) -> str:
         ) from error
 
 
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process writes the run's files: the only one, or worker 0."""
+def input_context(strategy: tf.distribute.Strategy) -> tf.distribute.InputContext:
+    """Returns which of how many workers this process is; worker 0 is the chief, which writes the run's files."""
     resolver = strategy.cluster_resolver
-    return (
-        resolver is None
-        or not resolver.task_type
-        or (resolver.task_type, resolver.task_id)
-        in (
-            ("chief", 0),
-            ("worker", 0) if "chief" not in resolver.cluster_spec().jobs else ("chief", 0),
-        )
-    )
+    if resolver is None or not resolver.task_type:
+        return tf.distribute.InputContext(1, 0, strategy.num_replicas_in_sync)
+    cluster = resolver.cluster_spec()
+    tasks = [(job, i) for job in ("chief", "worker") if job in cluster.jobs for i in range(cluster.num_tasks(job))]
+    this = tasks.index((resolver.task_type, resolver.task_id))
+    return tf.distribute.InputContext(len(tasks), this, strategy.num_replicas_in_sync)
 
 
 def gather(strategy: tf.distribute.Strategy, rows: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from data_pipeline.read import Reader
 from data_pipeline.records import ARROW_TYPES
 from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config
-from hm3_tf.distribute import gather
+from hm3_tf.distribute import gather, input_context
 from hm3_tf.metrics import auc, binary_metrics
 from hm3_tf.model import ConversionModel, model_features, probabilities
 from hm3_tf.progress import Progress
@@ -114,10 +114,8 @@ class Evaluator:
         return tuple(gather(self._strategy, np.concatenate(part)) for part in zip(*parts))
 
     def _dataset(self) -> tf.data.Dataset:
-        resolver = self._strategy.cluster_resolver
-        workers = resolver.cluster_spec().num_tasks("worker") if resolver and resolver.task_type else 1
-        context = tf.distribute.InputContext(workers, resolver.task_id if workers > 1 else 0)
-        return self._reader.ordered_dataset(BATCH_ROWS * workers, input_context=context)
+        context = input_context(self._strategy)
+        return self._reader.ordered_dataset(BATCH_ROWS * context.num_input_pipelines, input_context=context)
 
 
 def evaluate_run(run: Workdir, index: SplitIndex, split: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _INITIAL_RANGE = 1e-3  # near zero: the row of an id that training never saw say
 class HashedEmbeddings(keras.layers.Layer):
     """Embeds hashed features; every table of one width is a range of rows of one variable.
 
-    One gather a width serves all its columns. Several values of a row are pooled; missing ones do not count, and a row
+    One gather a width serves all its columns; of a width the columns of one value come first. Several values of a row are pooled; missing ones do not count, and a row
     without values is a zero vector.
 
     Args:

@@ -1,7 +1,9 @@
 """The network: features to the log-probabilities of a method's levels, as a functional Keras model."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras as keras
@@ -56,18 +58,23 @@ def build_network(
     logits: dict[str, tf.Tensor] = {}
     for i, graph in enumerate(method.graphs):
         name = f"_{i}" if i else ""
-        trunk = _trunk(inputs, features, config, name, seed + 1000 * i)
+        trunk = _trunk(inputs, features, config, name, seed)
         towers = ParallelTowers(
             {edge: edge_rates[edge] for edge in graph.edges},
             config.tower_units,
             config.dropout,
-            seed + 1000 * i,
+            _layer_seed(seed, f"towers{name}"),
             name=f"towers{name}",
             dtype=_POLICIES[precision],
         )
         logits |= towers(trunk)
     log_probs = ProbabilityGraph(method.graphs, name="probability_graph")(logits)
     return keras.Model(inputs, {"log_probs": log_probs, "edge_logits": logits}, name=method.name)
+
+
+def _layer_seed(seed: int, layer: str) -> int:
+    """Returns a seed of a layer's own, so that no two layers start with the same numbers."""
+    return int(np.random.SeedSequence((seed, zlib.crc32(layer.encode()))).generate_state(1)[0]) >> 2
 
 
 def _trunk(
@@ -78,11 +85,12 @@ def _trunk(
     numeric = [feature for feature in features if isinstance(feature, NumericFeature)]
     parts = []
     if hashed:
-        parts.append(HashedEmbeddings(hashed, seed, name=f"embeddings{name}")({f.name: inputs[f.name] for f in hashed}))
+        embeddings = HashedEmbeddings(hashed, _layer_seed(seed, f"embeddings{name}"), name=f"embeddings{name}")
+        parts.append(embeddings({f.name: inputs[f.name] for f in hashed}))
     if numeric:
         parts.append(NumericInputs(numeric, name=f"numeric{name}")({f.name: inputs[f.name] for f in numeric}))
     trunk = start = keras.layers.Concatenate(name=f"inputs{name}")(parts) if len(parts) > 1 else parts[0]
     for i in range(config.cross_layers):
-        kernel = keras.initializers.TruncatedNormal(stddev=0.05, seed=seed + i)
+        kernel = keras.initializers.TruncatedNormal(stddev=0.05, seed=_layer_seed(seed, f"cross{name}_{i}"))
         trunk = tfrs.layers.dcn.Cross(kernel_initializer=kernel, name=f"cross{name}_{i}")(start, trunk)
     return trunk

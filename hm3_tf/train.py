@@ -12,7 +12,7 @@ import tf_keras as keras
 from data_pipeline import storage
 from data_pipeline.folder import DataFolder, explained_read_errors
 from hm3_tf.config import BEST_FIGURES, Config, checked
-from hm3_tf.distribute import is_chief, make_strategy
+from hm3_tf.distribute import input_context, make_strategy
 from hm3_tf.errors import Hm3Error
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
@@ -75,8 +75,11 @@ class Trainer(keras.callbacks.Callback):
     def __init__(self, run: Workdir, data: DataFolder, strategy: tf.distribute.Strategy, chief: bool) -> None:
         super().__init__()
         self._run, self._strategy, self._chief = run, strategy, chief
+        self._log: MetricsLog | None = None
         self._config = run.config.training
         self._reader = split_reader(run, data.split("train"), nesting=run.config.data.nesting)
+        workers = input_context(strategy).num_input_pipelines
+        self._epoch_steps = self._reader.steps(self._config.global_batch_size, workers)
         with strategy.scope():
             self._model = run.build_model()
             self._model.optimizer.build(self._model.network.trainable_variables)
@@ -95,7 +98,6 @@ class Trainer(keras.callbacks.Callback):
         if self._latest.latest_checkpoint:
             checkpoint.restore(self._latest.latest_checkpoint).assert_existing_objects_matched()
             _LOGGER.info("resuming at step %d from %s", self._at("step"), self._latest.latest_checkpoint)
-        self._log = MetricsLog(run, self._at("step")) if chief else None
 
     def _at(self, name: str) -> int:
         return int(self._position[name].numpy())
@@ -110,6 +112,9 @@ class Trainer(keras.callbacks.Callback):
           DataError: A shard is corrupt, or its records do not hold what the schema says.
           Hm3Error: The loss is not finite.
         """
+        if self._chief:
+            self._run.write()
+        self._log = MetricsLog(self._run, self._at("step")) if self._chief else None
         figures: dict[str, Any] = {}
         while self._at("epoch") < self._config.epochs and not self._is_finished():
             self._train_epoch()
@@ -127,9 +132,7 @@ class Trainer(keras.callbacks.Callback):
 
     def _train_epoch(self) -> None:
         config, epoch, start = self._config, self._at("epoch"), self._at("epoch_step")
-        workers = self._workers()
-        steps = self._reader.steps(config.global_batch_size, workers)
-        count = steps - start
+        count = self._epoch_steps - start
         if config.max_steps:
             count = min(count, config.max_steps - self._at("step"))
         dataset = self._strategy.distribute_datasets_from_function(
@@ -143,18 +146,14 @@ class Trainer(keras.callbacks.Callback):
             )
         )
         title = f"epoch {epoch + 1} of {config.epochs}"
-        with Progress(title, steps, "steps") as self._progress, explained_read_errors(self._reader.index):
+        with Progress(title, self._epoch_steps, "steps") as self._progress, explained_read_errors(self._reader.index):
             self._progress.advance(start)
             self._since = tf.zeros_like(self._model.loss_meter.sums)
             self._timer = (time.monotonic(), self._at("step"))
             self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
-        if start + count == steps:
+        if start + count == self._epoch_steps:
             self._position["epoch"].assign_add(1)
             self._position["epoch_step"].assign(0)
-
-    def _workers(self) -> int:
-        resolver = self._strategy.cluster_resolver
-        return resolver.cluster_spec().num_tasks("worker") if resolver and resolver.task_type else 1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and saves at their intervals."""
@@ -248,10 +247,10 @@ def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
     """
     config = checked(config)
     strategy = make_strategy(config.distribution.strategy)
-    chief = is_chief(strategy)
+    chief = input_context(strategy).input_pipeline_id == 0
     keras.utils.set_random_seed(config.training.seed)
     data = DataFolder.open(data_dir)
-    run = claim_workdir(workdir, config, data, write=chief)
+    run = claim_workdir(workdir, config, data, write=False)
     if chief:
         check_export(run)
     return Trainer(run, data, strategy, chief)

@@ -12,7 +12,7 @@ from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE, DataFolder
 from hm3_tf import __version__
 from hm3_tf import config as configs
 from hm3_tf.config import Config
-from hm3_tf.errors import Hm3Error
+from hm3_tf.errors import DataError, Hm3Error
 from hm3_tf.model import ConversionModel, build_model
 
 CONFIG_FILE = "config.json"
@@ -45,6 +45,18 @@ class Workdir:
     def file(self, *names: str) -> str:
         """Returns the path of something in the directory."""
         return storage.join(self.path, *names)
+
+    def write(self) -> None:
+        """Writes what makes the directory that of this run; the config last, as it claims the directory.
+
+        Raises:
+          Hm3Error: The directory cannot be written.
+        """
+        versions = {"hm3_tf": __version__, "tensorflow": tf.__version__}
+        storage.write_text(self.file(SCHEMA_FILE), schemas.to_json(self.schema))
+        storage.write_text(self.file(STATISTICS_FILE), stats.to_json({"train": self.train}))
+        storage.write_text(self.file(RUN_FILE), json.dumps({"data_dir": self.data_dir, "versions": versions}, indent=1))
+        storage.write_text(self.file(CONFIG_FILE), configs.to_json(self.config))
 
     def build_model(self) -> ConversionModel:
         """Returns the run's model, with new weights."""
@@ -88,7 +100,10 @@ def open_workdir(path: str) -> Workdir:
     levels = [level.name for level in schema.levels]
     splits = stats.from_json(texts[STATISTICS_FILE], levels, storage.join(path, STATISTICS_FILE))
     config = configs.from_json(texts[CONFIG_FILE], storage.join(path, CONFIG_FILE))
-    return Workdir(path, config, schema, splits["train"], json.loads(texts[RUN_FILE])["data_dir"])
+    try:
+        return Workdir(path, config, schema, splits["train"], json.loads(texts[RUN_FILE])["data_dir"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: expected the files of a run, got {error!r} in {RUN_FILE}; {remedy}") from error
 
 
 def claim_workdir(path: str, config: Config, data: DataFolder, *, write: bool = True) -> Workdir:
@@ -98,7 +113,7 @@ def claim_workdir(path: str, config: Config, data: DataFolder, *, write: bool = 
       path: Its path; made if need be.
       config: The run's config.
       data: The log it trains on.
-      write: Whether this process writes the run's files.
+      write: Whether to write the run's files now, rather than once it is known that the run can start.
 
     Returns:
       The directory.
@@ -114,11 +129,7 @@ def claim_workdir(path: str, config: Config, data: DataFolder, *, write: bool = 
     else:
         run = Workdir(path, config, data.schema, data.statistics()["train"], data.path)
     if write:
-        versions = {"hm3_tf": __version__, "tensorflow": tf.__version__}
-        storage.write_text(run.file(SCHEMA_FILE), schemas.to_json(run.schema))
-        storage.write_text(run.file(STATISTICS_FILE), stats.to_json({"train": run.train}))
-        storage.write_text(run.file(RUN_FILE), json.dumps({"data_dir": data.path, "versions": versions}, indent=1))
-        storage.write_text(run.file(CONFIG_FILE), configs.to_json(config))
+        run.write()
     return run
 
 

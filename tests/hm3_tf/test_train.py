@@ -155,3 +155,12 @@ def test_a_funnel_of_ones_own_trains_with_three_lines(data, tmp_path):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, method="own", graph=graph))
     figures = train_and_evaluate(config, data.path, str(tmp_path))
     assert set(figures["levels"]) == {"click", "d_ma", "purchase"}
+
+
+def test_a_config_that_cannot_start_does_not_claim_the_workdir(data, tmp_path):
+    wrong = dataclasses.replace(
+        tiny_config(epochs=1), model=dataclasses.replace(tiny_config().model, features=("pric",))
+    )
+    with pytest.raises(ConfigError, match="got 'pric'; did you mean 'price'"):
+        train_and_evaluate(wrong, data.path, str(tmp_path))
+    assert train_and_evaluate(tiny_config(epochs=1), data.path, str(tmp_path))
