@@ -153,7 +153,8 @@ def convert(
       {split: its statistics}.
 
     Raises:
-      DataError: A column is missing or of another type, a number is NaN or infinite, or labels break the hierarchy.
+      DataError: A column is missing or of another type, a number is NaN or infinite, labels break the hierarchy, or the
+        training split is empty.
       ConfigError: The policy or the format is unknown.
       Hm3Error: The folder cannot be written.
     """
@@ -169,6 +170,9 @@ def convert(
         for part in splits.values():
             part.writer.close()
         results = {name: part.statistics.result() for name, part in splits.items()}
+        if not results["train"].rows:
+            counts = {name: result.rows for name, result in results.items()}
+            raise DataError(f"--split: expected rows for the training split, got {counts}; check --input and --split")
         storage.write_text(storage.join(folder, SCHEMA_FILE), schemas.to_json(_size(schema, source, results["train"])))
         storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
     return results

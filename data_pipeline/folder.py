@@ -125,7 +125,7 @@ def check_records(index: SplitIndex, schema: Schema) -> None:
         first = tf.data.TFRecordDataset(file).take(records if offset == 0 else 0)
         for record in first.as_numpy_iterator():
             for name, feature in tf.train.Example.FromString(record).features.feature.items():
-                kinds.setdefault(name, feature.WhichOneof("kind") or "")
+                kinds[name] = kinds.get(name) or feature.WhichOneof("kind") or ""
     for column in _expected(schema):
         if column.name not in kinds:
             raise DataError(

@@ -229,6 +229,8 @@ class Reader:
         )
         first_window, skipped = divmod(start_step, plan.window_steps)
         windows = tf.data.Dataset.range(first_window, len(plan.first))
+        if not 0 <= start_step <= plan.steps:
+            raise ConfigError(f"expected a start within the {plan.steps} steps of the epoch, got step {start_step}")
         read_window = _WindowReader(self, plan, seed)
         batches = windows.map(read_window, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
         steps = plan.steps - start_step

@@ -29,7 +29,7 @@ def open_file_system(path: str) -> None:
     try:
         import tensorflow_io  # noqa: F401  (registers its file systems)
     except Exception as error:  # its shared object fails to load with several exception types
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise Hm3Error(
             f"{path}: expected tensorflow-io for a remote path, but it does not load beside TensorFlow "
             f"{tf.__version__} ({reason}); use tensorflow 2.16-2.17 with tensorflow-io 0.37.1, or a local path"

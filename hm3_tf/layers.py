@@ -19,8 +19,8 @@ _INITIAL_RANGE = 1e-3  # near zero: the row of an id that training never saw say
 class HashedEmbeddings(keras.layers.Layer):
     """Embeds hashed features; every table of one width is a range of rows of one variable.
 
-    One gather a width serves all its columns; of a width the columns of one value come first. Several values of a row are pooled; missing ones do not count, and a row
-    without values is a zero vector.
+    One gather a width serves all its columns; within a width the columns of one value a row come first. Several values
+    of a row are pooled; missing ones do not count, and a row without values is a zero vector.
 
     Args:
       features: The hashed features.

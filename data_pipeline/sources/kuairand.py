@@ -37,6 +37,7 @@ _BEHAVIORS = (
     *("is_click", "comment_stay_time", "profile_stay_time", "is_profile_enter", "long_view", "is_like"),
     *("is_follow", "is_comment", "is_forward"),
 )
+_LOG_COLUMNS = ("user_id", "video_id", "date", "hourmin", "time_ms", "duration_ms", "tab", *_BEHAVIORS)
 _LEVELS = (
     Level("click", ("is_click",), gate=True),
     Level("d_mi", ("comment_stay_time", "profile_stay_time", "is_profile_enter")),
@@ -101,7 +102,7 @@ class KuaiRand:
         """
         users = _SideTable.read(os.path.join(self.folder, "user_features_pure.csv"), "user_id")
         videos = _SideTable.read(os.path.join(self.folder, "video_features_basic_pure.csv"), "video_id")
-        for batch in TableFiles(os.path.join(self.folder, "log_standard_*.csv"), "csv").batches():
+        for batch in TableFiles(os.path.join(self.folder, "log_standard_*.csv"), "csv").batches(list(_LOG_COLUMNS)):
             try:
                 yield dataclasses.replace(batch, rows=self._join(batch.rows, users, videos))
             except (KeyError, pa.ArrowInvalid) as error:

@@ -96,7 +96,7 @@ def test_an_untrained_network_predicts_about_the_base_rates(name):
     for graph in method.graphs:
         for level in graph.levels:
             mean = np.exp(log_probs[graph.root][level][:, 0]).mean()
-            assert mean == pytest.approx(expected[level], rel=0.25), level
+            assert mean == pytest.approx(expected[level], rel=0.4), level  # random towers move logits by some tenths
 
 
 def copied(towers_from, towers_to, pairs):
