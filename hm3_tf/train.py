@@ -76,6 +76,7 @@ class Trainer(keras.callbacks.Callback):
         super().__init__()
         self._run, self._strategy, self._chief = run, strategy, chief
         self._log: MetricsLog | None = None
+        self._timer = (0.0, 0)  # when and after how many steps the last interval ended
         self._config = run.config.training
         self._reader = split_reader(run, data.split("train"), nesting=run.config.data.nesting)
         workers = input_context(strategy).num_input_pipelines
@@ -97,6 +98,7 @@ class Trainer(keras.callbacks.Callback):
         self._best_checkpoint = tf.train.CheckpointManager(best, run.file("checkpoints", "best"), 1)
         if self._latest.latest_checkpoint:
             checkpoint.restore(self._latest.latest_checkpoint).assert_existing_objects_matched()
+            self._timer = (0.0, self._at("step"))
             _LOGGER.info("resuming at step %d from %s", self._at("step"), self._latest.latest_checkpoint)
 
     def _at(self, name: str) -> int:
@@ -135,6 +137,15 @@ class Trainer(keras.callbacks.Callback):
         count = self._epoch_steps - start
         if config.max_steps:
             count = min(count, config.max_steps - self._at("step"))
+        if count:  # none is left where the last checkpoint was written at the very end of an epoch
+            self._fit(epoch, start, count)
+        if start + count == self._epoch_steps:
+            self._position["epoch"].assign_add(1)
+            self._position["epoch_step"].assign(0)
+
+    def _fit(self, epoch: int, start: int, count: int) -> None:
+        """Takes `count` steps of an epoch from step `start` on."""
+        config = self._config
         dataset = self._strategy.distribute_datasets_from_function(
             lambda context: self._reader.training_dataset(
                 config.global_batch_size,
@@ -151,9 +162,6 @@ class Trainer(keras.callbacks.Callback):
             self._since = tf.zeros_like(self._model.loss_meter.sums)
             self._timer = (time.monotonic(), self._at("step"))
             self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
-        if start + count == self._epoch_steps:
-            self._position["epoch"].assign_add(1)
-            self._position["epoch_step"].assign(0)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and saves at their intervals."""

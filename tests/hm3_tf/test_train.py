@@ -49,6 +49,20 @@ def test_a_run_that_stopped_resumes_to_the_weights_of_one_that_did_not(data, who
         np.testing.assert_allclose(resumed, uninterrupted, atol=1e-6)
 
 
+def test_a_run_killed_between_an_epoch_and_its_validation_resumes_there(data, whole, tmp_path):
+    _, weights = whole
+    config = tiny_config(epochs=2, log_every_steps=1, checkpoint_every_steps=STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Evaluator, "__call__", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(config, data.path, str(tmp_path))
+    trainer = open_trainer(config, data.path, str(tmp_path))
+    trainer.train()
+    assert [line["step"] for line in lines(tmp_path) if "validation" in line] == [STEPS, 2 * STEPS]
+    for resumed, uninterrupted in zip(trainer.model.network.get_weights(), weights):
+        np.testing.assert_allclose(resumed, uninterrupted, atol=1e-6)
+
+
 def test_a_resumed_log_has_each_step_once_with_the_losses_of_an_uninterrupted_one(data, whole, tmp_path):
     workdir, _ = whole
     config = tiny_config(epochs=2, log_every_steps=1, checkpoint_every_steps=5, max_steps=7)
