@@ -55,7 +55,7 @@ requirements:
 	$(PYTHON) -m venv .venv-resolver
 	.venv-resolver/bin/pip install --quiet uv
 	for name in requirements requirements-latest; do \
-	  .venv-resolver/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate \
+	  .venv-resolver/bin/uv pip compile --quiet --python-version 3.10 --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links $$name.in | grep -v '^-e' > $$name.resolved; \
 	  (echo "# Resolved from $$name.in by \`make requirements\`."; cat $$name.resolved) > $$name.txt; \
 	  rm $$name.resolved; \

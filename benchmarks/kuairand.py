@@ -10,12 +10,13 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import dataclasses
+import pathlib
+import runpy
 import statistics
 
 import tf_keras as keras
 from absl import app, flags, logging
 
-from configs import kuairand
 from data_pipeline.folder import DataFolder
 from hm3_tf.evaluate import evaluate_run
 from hm3_tf.methods import METHODS
@@ -25,12 +26,13 @@ from hm3_tf.workdir import open_workdir
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data folder of the converted log.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds a method.")
+CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "kuairand.py"
 TARGETS = ("pctr", "pcvr", "pctcvr")
 
 
 def evaluate(method: str, seed: int) -> dict:
     """Returns the figures on the test split of one run, trained if need be."""
-    config = kuairand.get_config(method)
+    config = runpy.run_path(str(CONFIG))["get_config"](method)
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
     workdir = f"{_WORKDIR.value}/{method}-{seed}"
     keras.backend.clear_session()

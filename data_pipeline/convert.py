@@ -227,7 +227,7 @@ def _typed(batch: SourceBatch, column: Column) -> pa.Array:
     raw = batch.rows.column(column.name)
     target = arrow_type(column)
     try:
-        array = raw if raw.type == target else pc.cast(_text_safe(raw, target), target)
+        array = raw if raw.type == target else pc.cast(_castable(raw, target), target)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(
             f"{batch.file}: column {column.name!r}: expected {column.dtype} as the schema says, got {raw.type} in rows "
@@ -240,9 +240,13 @@ def _typed(batch: SourceBatch, column: Column) -> pa.Array:
     return array
 
 
-def _text_safe(raw: pa.Array, target: pa.DataType) -> pa.Array:
-    """Casts numbers to text before bytes: Arrow has no direct cast, and an id column may be either."""
-    return pc.cast(raw, pa.string()) if pa.types.is_binary(target) and not pa.types.is_large_string(raw.type) else raw
+def _castable(raw: pa.Array, target: pa.DataType) -> pa.Array:
+    """Casts numbers to text before bytes, and integers to double before float: Arrow does not go there in one step."""
+    if pa.types.is_binary(target) and not pa.types.is_large_string(raw.type):
+        return pc.cast(raw, pa.string())
+    if pa.types.is_float32(target) and pa.types.is_integer(raw.type):
+        return pc.cast(raw, pa.float64(), safe=False)
+    return raw
 
 
 def _refuse_non_finite(batch: SourceBatch, column: Column, array: pa.Array) -> None:

@@ -188,12 +188,20 @@ class Reader:
 
         Returns:
           A finite dataset of `({feature: [batch] or [batch, length]}, {level: float32 [batch]}, float32 [batch])`, with
-          batch = global_batch_size / workers.
+          batch = global_batch_size / replicas: an element for each replica of the worker in turn, as
+          `distribute_datasets_from_function` takes them.
 
         Raises:
           ConfigError: The global batch cannot be shared out equally.
         """
-        return self._dataset(global_batch_size, (seed, epoch), start_step, input_context, window_rows)
+        context = input_context or tf.distribute.InputContext()
+        if global_batch_size % context.num_replicas_in_sync:
+            raise ConfigError(
+                f"training.global_batch_size: expected a multiple of the {context.num_replicas_in_sync} replicas, got "
+                f"{global_batch_size}"
+            )
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        return self._dataset(global_batch_size, (seed, epoch), start_step, context, window_rows, replicas)
 
     def ordered_dataset(
         self, global_batch_size: int, *, input_context: tf.distribute.InputContext | None = None
@@ -208,17 +216,17 @@ class Reader:
           A finite dataset of elements as in `training_dataset`, with `{carried column: [batch]}` as a fourth where
           columns are carried.
         """
-        return self._dataset(global_batch_size, None, 0, input_context, WINDOW_ROWS)
+        return self._dataset(global_batch_size, None, 0, input_context or tf.distribute.InputContext(), WINDOW_ROWS, 1)
 
     def _dataset(
         self,
         global_batch_size: int,
         seed: tuple[int, int] | None,
         start_step: int,
-        input_context: tf.distribute.InputContext | None,
+        context: tf.distribute.InputContext,
         window_rows: int,
+        replicas: int,
     ) -> tf.data.Dataset:
-        context = input_context or tf.distribute.InputContext()
         plan = plan_epoch(
             self.index.blocks,
             global_batch_size,
@@ -231,10 +239,12 @@ class Reader:
         windows = tf.data.Dataset.range(first_window, len(plan.first))
         if not 0 <= start_step <= plan.steps:
             raise ConfigError(f"expected a start within the {plan.steps} steps of the epoch, got step {start_step}")
-        read_window = _WindowReader(self, plan, seed)
+        read_window = _WindowReader(self, plan, seed, replicas)
         batches = windows.map(read_window, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
-        steps = plan.steps - start_step
-        known_length = batches.skip(skipped).take(steps).apply(tf.data.experimental.assert_cardinality(steps))
+        count = (plan.steps - start_step) * replicas
+        known_length = (
+            batches.skip(skipped * replicas).take(count).apply(tf.data.experimental.assert_cardinality(count))
+        )
         return known_length.prefetch(tf.data.AUTOTUNE)
 
 
@@ -245,10 +255,10 @@ def _present_weight(values: tf.Tensor) -> tf.Tensor:
 
 
 class _WindowReader:
-    """Reads, decodes, shuffles and hashes one window of a plan, as [window steps, batch, ...] tensors."""
+    """Reads, decodes, shuffles and hashes one window of a plan, as [window steps * replicas, batch, ...] tensors."""
 
-    def __init__(self, reader: Reader, plan: EpochPlan, seed: tuple[int, int] | None) -> None:
-        self._reader, self._plan, self._seed = reader, plan, seed
+    def __init__(self, reader: Reader, plan: EpochPlan, seed: tuple[int, int] | None, replicas: int) -> None:
+        self._reader, self._plan, self._seed, self._replicas = reader, plan, seed, replicas
         self._files = tf.constant(reader.index.files)
         self._blocks = tf.constant(plan.blocks)
         self._ranges = tf.constant(np.stack([plan.first, plan.last, plan.skip, plan.size]))
@@ -290,10 +300,10 @@ class _WindowReader:
         shape = [len(plan.lanes), plan.window_steps, plan.lane_rows]
         return self._interleave(rows, shape), self._interleave(present, shape)
 
-    @staticmethod
-    def _interleave(lanes: list[tf.Tensor], shape: list[int]) -> tf.Tensor:
-        """Lays the lanes [window steps * lane rows] beside each other: [window steps, batch]."""
-        return tf.reshape(tf.transpose(tf.reshape(tf.stack(lanes), shape), [1, 0, 2]), [shape[1], shape[0] * shape[2]])
+    def _interleave(self, lanes: list[tf.Tensor], shape: list[int]) -> tf.Tensor:
+        """Lays the lanes [window steps * lane rows] beside each other: [window steps * replicas, batch]."""
+        beside = tf.transpose(tf.reshape(tf.stack(lanes), shape), [1, 0, 2])
+        return tf.reshape(beside, [shape[1] * self._replicas, shape[0] * shape[2] // self._replicas])
 
     def _to_elements(self, columns: dict[str, tf.Tensor], present: tf.Tensor) -> tuple:
         reader = self._reader

@@ -187,6 +187,11 @@ class Schema:
         """Returns the columns of the given roles, in order."""
         return tuple(column for column in self.columns if column.role in roles)
 
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """Returns the names of the columns of each role that has any: {role: names}."""
+        columns = {role: tuple(column.name for column in self.with_role(role)) for role in ROLES}
+        return {role: names for role, names in columns.items() if names}
+
     @property
     def inputs(self) -> tuple[Column, ...]:
         """The columns that can be inputs of the network, in order."""

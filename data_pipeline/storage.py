@@ -54,6 +54,7 @@ def read_text(path: str, remedy: str) -> str:
     Raises:
       DataError: There is no such file.
     """
+    open_file_system(path)
     try:
         with tf.io.gfile.GFile(path) as file:
             return file.read()
@@ -88,6 +89,7 @@ def staged_file(path: str) -> Iterator[str]:
     Raises:
       Hm3Error: The folder cannot be written.
     """
+    open_file_system(path)
     make_folder(os.path.dirname(path) or ".")
     temporary = f"{path}.tmp-{os.getpid()}"
     try:
@@ -113,6 +115,7 @@ def staged_folder(path: str) -> Iterator[str]:
       Hm3Error: The folder exists with something in it, or cannot be written.
     """
     path = path.rstrip("/")
+    open_file_system(path)
     if tf.io.gfile.exists(path) and not (tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)):
         raise Hm3Error(f"{path}: expected a new or empty folder, found files; remove them or name another folder")
     temporary = f"{path}.tmp-{os.getpid()}"

@@ -8,8 +8,11 @@ a column that holds several stand between commas.
 
 import itertools
 import json
+import os
 import pathlib
 import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from data_pipeline.labels import NESTING_POLICIES
 from hm3_tf import __version__
 from hm3_tf import config as configs
 from hm3_tf.errors import Hm3Error, UsageError, did_you_mean
@@ -39,13 +40,19 @@ def _string(values: flags.FlagValues, name: str, default: str | None, text: str)
     flags.DEFINE_string(name, default, text, flag_values=values)
 
 
+def _choice(values: flags.FlagValues, name: str, default: str, choices: tuple[str, ...], text: str) -> None:
+    flags.DEFINE_enum(name, default, choices, text, flag_values=values)
+
+
 def _define_simulate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     _string(values, "output_dir", None, "Data folder to write.")
-    _string(values, "world", "graph_true", "World to simulate.")
-    _string(values, "profile", "dense", "Rates: dense (CTR 10 %) or paper (2.98 %).")
+    from data_pipeline.simulate import PROFILES, WORLDS
+
+    _choice(values, "world", "graph_true", tuple(WORLDS), "World to simulate.")
+    _choice(values, "profile", "dense", tuple(PROFILES), "Rates: dense (CTR 10 %) or paper (2.98 %).")
     flags.DEFINE_integer("rows", 200_000, "Impressions.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the log.", lower_bound=0, flag_values=values)
-    _string(values, "record_format", "packed", "packed or row.")
+    _choice(values, "record_format", "packed", ("packed", "row"), "packed: 1,024 impressions a record; or row.")
 
 
 def _simulate(values: flags.FlagValues) -> None:
@@ -67,8 +74,8 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
     _string(values, "behaviors", "", "Without a schema: levels in order, click,d_ma=cart|wish,purchase.")
     _string(values, "groups", "", "Without a schema: columns that metrics are grouped by; they are features too.")
     _string(values, "ignore", "", "Without a schema: columns that are no features.")
-    _string(values, "nesting", "coerce", "Labels that break the hierarchy: coerce, drop or error.")
-    _string(values, "record_format", "packed", "packed (1,024 impressions a record) or row.")
+    _choice(values, "nesting", "coerce", NESTING_POLICIES, "Labels that break the hierarchy.")
+    _choice(values, "record_format", "packed", ("packed", "row"), "packed: 1,024 impressions a record; or row.")
     _string(values, "split", "fraction:0.8,0.1,0.1", SPLIT_HELP + ".")
     _string(values, "split_column", "date", "Column of dates, for --split=date:...")
     flags.DEFINE_integer("seed", 0, "Seed of a split by fractions.", lower_bound=0, flag_values=values)
@@ -84,9 +91,14 @@ def _convert(values: flags.FlagValues) -> None:
     if values.schema:
         schema = schemas.from_json(storage.read_text(values.schema, "check --schema"), values.schema)
     rule = parse_split(values.split, values.split_column, values.seed)
-    source = open_source(values.source, values.input, schema, values.behaviors, values.groups, values.ignore)
+    ignored = values.ignore
+    if values.behaviors and values.split.startswith("date:"):  # a day of the test split is one that training never saw
+        ignored = f"{ignored},{values.split_column}"
+    source = open_source(values.source, values.input, schema, values.behaviors, values.groups, ignored)
     splits = convert(source, values.output_dir, rule, nesting=values.nesting, record_format=values.record_format)
     _print_splits(values.output_dir, splits)
+    for role, names in source.schema.roles().items():
+        print(f"  {role:<10} {', '.join(names)}")
 
 
 def _print_splits(output_dir: str, splits: dict) -> None:
@@ -277,7 +289,11 @@ def _status(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Runs the command and exits with its status: 0 well, 1 an expected failure, 2 a usage error."""
-    status = _status(sys.argv[1:])
+    try:
+        status = _status(sys.argv[1:])
+    except Exception:  # unexpected: shown in full, and still with a status of our own
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     if "tensorflow_io" in sys.modules:

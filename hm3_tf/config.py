@@ -36,6 +36,21 @@ class LossWeights(dict[str, float]):
         return True
 
 
+class TableSizes(dict[str, int]):
+    """A number a table.
+
+    Says that it has every table, so that a flag can set any: `--config.model.hash_buckets.user_id=1000`.
+    """
+
+    def __missing__(self, table: str) -> int:
+        """Returns 0, for a table that was not set."""
+        return 0
+
+    def __contains__(self, table: object) -> bool:
+        """Returns True."""
+        return True
+
+
 class _Section:
     """Makes a dataclass immutable once it is checked: flags set fields in place, nothing after them may."""
 
@@ -68,8 +83,8 @@ class ModelConfig(_Section):
     tower_units: tuple[int, ...] = (512, 256, 128, 32)
     dropout: float = 0.5
     embedding_dim: int = 16
-    embedding_dims: dict[str, int] = dataclasses.field(default_factory=dict)
-    hash_buckets: dict[str, int] = dataclasses.field(default_factory=dict)
+    embedding_dims: dict[str, int] = dataclasses.field(default_factory=TableSizes)
+    hash_buckets: dict[str, int] = dataclasses.field(default_factory=TableSizes)
     features: tuple[str, ...] = ()
     cross_layers: int = 0
 
@@ -259,4 +274,6 @@ def _from_plain(field: str, value: Any) -> Any:
         return BehaviorGraph(tuple(Behavior(**behavior) for behavior in value["behaviors"]), value["root"])
     if field == "loss_weights":
         return LossWeights(value)
+    if field in ("embedding_dims", "hash_buckets"):
+        return TableSizes(value)
     return tuple(value) if isinstance(value, list) else value

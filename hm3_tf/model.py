@@ -12,8 +12,10 @@ from data_pipeline.schema import Schema
 from data_pipeline.statistics import SplitStatistics, no_statistics
 from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, checked
+from hm3_tf.errors import ConfigError
 from hm3_tf.features import Feature
 from hm3_tf.losses import CompositeLoss
+from hm3_tf.methods import Method
 from hm3_tf.network import build_network
 from hm3_tf.optimizers import make_optimizer
 
@@ -145,6 +147,17 @@ def model_features(config: Config, schema: Schema, train: SplitStatistics) -> tu
     )
 
 
+def _check_gates(method: Method, schema: Schema) -> None:
+    """Checks that the labels are nested by the gates of the method: else they hold rows of probability 0."""
+    gates = [level.name for level in schema.levels if level.gate]
+    for behavior in (behavior for graph in method.graphs for behavior in graph.behaviors[:-1]):
+        if behavior.gate and behavior.name not in gates:
+            raise ConfigError(
+                f"the behavior graph of {method.name!r}: expected its gate {behavior.name!r} to be a gate of the log, which "
+                f'has {gates}; give the level "gate": true in the schema, or take the gate out of the graph'
+            )
+
+
 def build_model(config: Config, schema: Schema, statistics: SplitStatistics | None = None) -> ConversionModel:
     """Returns a compiled Keras model: fit, evaluate, predict.
 
@@ -162,6 +175,7 @@ def build_model(config: Config, schema: Schema, statistics: SplitStatistics | No
     """
     config = checked(config)
     method, training = config.method, config.training
+    _check_gates(method, schema)
     train = statistics or no_statistics(schema)
     rates = {e: r for graph in method.graphs for e, r in train.edge_rates(graph, method.merged_levels).items()}
     features = model_features(config, schema, train)

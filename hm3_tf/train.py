@@ -13,7 +13,7 @@ from data_pipeline import storage
 from data_pipeline.folder import DataFolder, explained_read_errors
 from hm3_tf.config import BEST_FIGURES, Config, checked
 from hm3_tf.distribute import input_context, make_strategy
-from hm3_tf.errors import Hm3Error
+from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
 from hm3_tf.progress import Progress
@@ -33,7 +33,7 @@ class MetricsLog:
     def __init__(self, run: Workdir, step: int) -> None:
         self._path = run.file(METRICS_FILE)
         if tf.io.gfile.exists(self._path):
-            lines = storage.read_text(self._path, "").splitlines()
+            *lines, _ = storage.read_text(self._path, "").split("\n")  # what follows the last end of a line is torn
             storage.write_text(self._path, "".join(f"{x}\n" for x in lines if json.loads(x)["step"] <= step))
         self._board = tf.summary.create_file_writer(run.file("tensorboard"))
 
@@ -67,7 +67,7 @@ class Trainer(keras.callbacks.Callback):
       chief: Whether this process writes the run's files.
 
     Raises:
-      ConfigError: The global batch cannot be shared out equally.
+      ConfigError: The global batch cannot be shared out equally, or there is no validation split to stop by.
       DataError: A split cannot be read.
       Hm3Error: The model cannot be exported.
     """
@@ -76,7 +76,7 @@ class Trainer(keras.callbacks.Callback):
         super().__init__()
         self._run, self._strategy, self._chief = run, strategy, chief
         self._log: MetricsLog | None = None
-        self._timer = (0.0, 0)  # when and after how many steps the last interval ended
+        self._timer = self._epoch_start = (0.0, 0)  # when and after how many steps the last interval and epoch ended
         self._config = run.config.training
         self._reader = split_reader(run, data.split("train"), nesting=run.config.data.nesting)
         workers = input_context(strategy).num_input_pipelines
@@ -88,6 +88,10 @@ class Trainer(keras.callbacks.Callback):
         if data.has_split("validation"):
             reader = evaluation_reader(run, data.split("validation"))
             self._evaluator = Evaluator(self._model, run.config, reader, strategy)
+        elif self._config.early_stopping_epochs:
+            raise ConfigError(
+                f"training.early_stopping_epochs: expected a validation split to stop by, found none in {data.path}"
+            )
         self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
         self._best = {"value": tf.Variable(-math.inf, dtype=tf.float64), "epoch": tf.Variable(0, dtype=tf.int64)}
         checkpoint = tf.train.Checkpoint(
@@ -98,7 +102,7 @@ class Trainer(keras.callbacks.Callback):
         self._best_checkpoint = tf.train.CheckpointManager(best, run.file("checkpoints", "best"), 1)
         if self._latest.latest_checkpoint:
             checkpoint.restore(self._latest.latest_checkpoint).assert_existing_objects_matched()
-            self._timer = (0.0, self._at("step"))
+            self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
             _LOGGER.info("resuming at step %d from %s", self._at("step"), self._latest.latest_checkpoint)
 
     def _at(self, name: str) -> int:
@@ -120,11 +124,10 @@ class Trainer(keras.callbacks.Callback):
         figures: dict[str, Any] = {}
         while self._at("epoch") < self._config.epochs and not self._is_finished():
             self._train_epoch()
-            if self._at("epoch_step"):  # ended by max_steps
-                self._save()
-                break
             figures = self._validate()
             self._save()
+            if self._at("epoch_step"):  # ended by max_steps
+                break
         return figures
 
     def _is_finished(self) -> bool:
@@ -139,6 +142,7 @@ class Trainer(keras.callbacks.Callback):
             count = min(count, config.max_steps - self._at("step"))
         if count:  # none is left where the last checkpoint was written at the very end of an epoch
             self._fit(epoch, start, count)
+            self._log_interval()
         if start + count == self._epoch_steps:
             self._position["epoch"].assign_add(1)
             self._position["epoch_step"].assign(0)
@@ -160,8 +164,11 @@ class Trainer(keras.callbacks.Callback):
         with Progress(title, self._epoch_steps, "steps") as self._progress, explained_read_errors(self._reader.index):
             self._progress.advance(start)
             self._since = tf.zeros_like(self._model.loss_meter.sums)
-            self._timer = (time.monotonic(), self._at("step"))
+            self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
             self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
+        taken = self._at("step") - self._epoch_start[1]
+        if taken != count:
+            raise Hm3Error(f"training: expected {count} steps of epoch {epoch + 1}, but the data ended after {taken}")
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and saves at their intervals."""
@@ -169,7 +176,7 @@ class Trainer(keras.callbacks.Callback):
         self._position["epoch_step"].assign_add(1)
         self._progress.advance(1)
         if self._at("step") % self._config.log_every_steps == 0:
-            self._write(self._interval_figures())
+            self._log_interval()
         if self._at("step") % self._config.checkpoint_every_steps == 0:
             self._save()
 
@@ -205,27 +212,29 @@ class Trainer(keras.callbacks.Callback):
             self._log.write(figures)
 
     def _save(self) -> None:
-        self._interval_check()
+        self._log_interval()
         if self._chief:
             with storage.explained(self._run.file("checkpoints")):
                 self._latest.save(self._at("step"))
 
-    def _interval_check(self) -> None:
+    def _log_interval(self) -> None:
         """Logs what is not logged yet, so that no checkpoint is written after a loss that is not finite."""
         if self._timer[1] < self._at("step"):
             self._write(self._interval_figures())
 
     def _validate(self) -> dict[str, Any]:
-        """Evaluates, logs the epoch and keeps the best weights."""
-        self._interval_check()
+        """Logs the end of an epoch, evaluates, and keeps the best weights."""
         step, epoch = self._at("step"), self._at("epoch")
+        losses = self._model.loss_meter.means(tf.zeros_like(self._model.loss_meter.sums))
+        line = {"step": step, "epoch": epoch, "epoch_end": True, "loss": losses.pop("loss"), "losses": losses}
+        rows = (step - self._epoch_start[1]) * self._config.global_batch_size
+        line["examples_per_second"] = rows / max(time.monotonic() - self._epoch_start[0], 1e-9)
         if self._evaluator is None:
+            self._write(line)
             return {}
         start = time.monotonic()
         figures = self._evaluator()
-        self._write(
-            {"step": step, "epoch": epoch, "validation_seconds": time.monotonic() - start, "validation": figures}
-        )
+        self._write({**line, "validation_seconds": time.monotonic() - start, "validation": figures})
         target, _, figure = self._config.best_metric.partition(".")
         value = figures.get(target, figures["levels"].get(target))[figure]
         if value is None:

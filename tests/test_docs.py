@@ -82,3 +82,10 @@ def test_the_tests_that_the_paper_map_names_exist():
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", (ROOT / "docs" / "paper_map.md").read_text()):
         assert f"def {name}(" in sources, name
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "benchmarks" / "results.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_no_figure_is_left_to_be_filled_in(page):
+    assert not re.search(r"@[A-Z]+@", page.read_text())

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from hm3_tf import train
+from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.train import open_trainer, train_and_evaluate
 from hm3_tf.workdir import open_workdir
@@ -42,7 +43,7 @@ def whole(data, tmp_path_factory):
 def test_a_run_that_stopped_resumes_to_the_weights_of_one_that_did_not(data, whole, tmp_path, stop):
     _, weights = whole
     train_and_evaluate(tiny_config(epochs=2, log_every_steps=1, max_steps=stop), data.path, str(tmp_path))
-    assert [line["step"] for line in lines(tmp_path) if "loss" in line][-1] == stop
+    assert [line["step"] for line in lines(tmp_path) if "epoch_end" not in line][-1] == stop
     trainer = open_trainer(tiny_config(epochs=2, log_every_steps=1), data.path, str(tmp_path))
     trainer.train()
     for resumed, uninterrupted in zip(trainer.model.network.get_weights(), weights):
@@ -76,15 +77,15 @@ def test_a_resumed_log_has_each_step_once_with_the_losses_of_an_uninterrupted_on
     index.write_text(f'model_checkpoint_path: "ckpt-5"\n{index.read_text()}')
     assert newest.endswith("ckpt-7")
     train_and_evaluate(tiny_config(epochs=2, log_every_steps=1, checkpoint_every_steps=5), data.path, str(tmp_path))
-    resumed = [line for line in lines(tmp_path) if "loss" in line]
+    resumed = [line for line in lines(tmp_path) if "epoch_end" not in line]
     assert [line["step"] for line in resumed] == list(range(1, 2 * STEPS + 1))
-    expected = [line["loss"] for line in lines(workdir) if "loss" in line]
+    expected = [line["loss"] for line in lines(workdir) if "epoch_end" not in line]
     assert [line["loss"] for line in resumed] == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_log_holds_what_scripts_read(whole):
     workdir, _ = whole
-    steps = [line for line in lines(workdir) if "loss" in line]
+    steps = [line for line in lines(workdir) if "epoch_end" not in line]
     assert set(steps[0]) == {"step", "epoch", "loss", "examples_per_second", "losses"}
     assert set(steps[0]["losses"]) == {"click", "d_mi", "d_ma", "purchase"}
     assert [line["step"] for line in steps] == list(range(1, 2 * STEPS + 1))
@@ -162,9 +163,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data, whol
 
 
 def test_a_funnel_of_ones_own_trains_with_three_lines(data, tmp_path):
-    from hm3_tf.behavior_graph import Behavior, BehaviorGraph
-
-    graph = BehaviorGraph((Behavior("click", gate=True), Behavior("d_ma", gate=True), Behavior("purchase")))
+    graph = BehaviorGraph((Behavior("click", gate=True), Behavior("d_ma"), Behavior("purchase")))
     config = tiny_config(epochs=1)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, method="own", graph=graph))
     figures = train_and_evaluate(config, data.path, str(tmp_path))
@@ -178,3 +177,37 @@ def test_a_config_that_cannot_start_does_not_claim_the_workdir(data, tmp_path):
     with pytest.raises(ConfigError, match="got 'pric'; did you mean 'price'"):
         train_and_evaluate(wrong, data.path, str(tmp_path))
     assert train_and_evaluate(tiny_config(epochs=1), data.path, str(tmp_path))
+
+
+def test_a_gate_that_the_log_does_not_have_is_refused(data, tmp_path):
+    graph = BehaviorGraph((Behavior("click", gate=True), Behavior("d_ma", gate=True), Behavior("purchase")))
+    config = tiny_config(epochs=1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, method="own", graph=graph))
+    with pytest.raises(ConfigError, match=r"expected its gate 'd_ma' to be a gate of the log, which has \['click'\]"):
+        train_and_evaluate(config, data.path, str(tmp_path))
+
+
+def test_two_replicas_of_one_process_take_the_steps_of_one(data, whole, tmp_path, monkeypatch):
+    workdir, _ = whole
+    monkeypatch.setattr(train, "make_strategy", lambda name: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    train_and_evaluate(tiny_config(epochs=2, log_every_steps=1), data.path, str(tmp_path))
+    together, alone = ([x["loss"] for x in lines(path) if "epoch_end" not in x] for path in (tmp_path, workdir))
+    assert len(together) == 2 * STEPS
+    assert together[:STEPS] == pytest.approx(alone[:STEPS], abs=1e-4)
+    assert together == pytest.approx(alone, abs=1e-2)  # a learning rate of 0.01 lets rounding grow
+
+
+def test_a_log_line_torn_by_a_kill_is_dropped(data, tmp_path):
+    train_and_evaluate(tiny_config(epochs=2, log_every_steps=1, max_steps=3), data.path, str(tmp_path))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "epo')
+    train_and_evaluate(tiny_config(epochs=1, log_every_steps=1), data.path, str(tmp_path))
+    assert [line["step"] for line in lines(tmp_path) if "epoch_end" not in line] == list(range(1, STEPS + 1))
+
+
+def test_early_stopping_without_validation_is_refused(data, tmp_path):
+    log = tmp_path / "log"
+    shutil.copytree(data.path, log)
+    shutil.rmtree(log / "validation")
+    with pytest.raises(ConfigError, match="training.early_stopping_epochs: expected a validation split"):
+        train_and_evaluate(tiny_config(early_stopping_epochs=1), str(log), str(tmp_path / "run"))
