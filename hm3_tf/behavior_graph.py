@@ -54,6 +54,9 @@ class BehaviorGraph:
 
     A level is conditioned on whether the level before it happened (two edges), unless that level is a gate (one edge).
 
+    >>> BehaviorGraph((Behavior("click", gate=True), Behavior("cart"), Behavior("purchase"))).edges
+    ('click', 'cart_given_click', 'purchase_given_cart', 'purchase_given_no_cart')
+
     Attributes:
       behaviors: The levels in order.
       root: The event that every row of the sample space has passed: `impression`, or a level for a model that is

@@ -8,6 +8,9 @@ import numpy as np
 def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
     """Returns the area under the ROC curve, exact by rank: P(score of a positive > score of a negative), ties count half.
 
+    >>> auc(np.array([True, False, True, False]), np.array([0.9, 0.1, 0.4, 0.4]))
+    0.875
+
     Args:
       labels: bool [rows].
       scores: float [rows], any monotone function of the probability.

@@ -61,6 +61,11 @@ def log_probs(
     Forward recursion of the chain in log space (HM3, Eq. 1-4; docs/paper_map.md). Carries log(1 - P) beside log P, so
     no epsilon is needed. Within the levels since the last gate the recursion runs on probabilities given that gate.
 
+    >>> from hm3_tf.methods import ESMM
+    >>> logits = {edge: tf.zeros(1) for edge in ESMM.graph.edges}  # both towers say 1/2
+    >>> tf.exp(log_probs(ESMM.graph, logits)["purchase"]).numpy().round(4)
+    array([[0.25, 0.75]], dtype=float32)
+
     Args:
       graph: The behavior chain; its `edges` name the logits.
       edge_logits: {edge name: float32 [batch]}, unbounded.

@@ -1,5 +1,7 @@
 """The README and the docs: their commands parse, their code runs, what they name exists."""
 
+import doctest
+import importlib
 import json
 import os
 import pathlib
@@ -18,6 +20,21 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+DOCTESTS = ("hm3_tf.behavior_graph", "hm3_tf.probability", "hm3_tf.metrics", "data_pipeline.sources.base")
+
+
+@pytest.mark.parametrize("name", DOCTESTS)
+def test_the_code_of_the_docstrings_runs(name):
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted and not found.failed
+
+
+def test_every_module_with_code_in_its_docstrings_is_tested():
+    paths = [path for package in ("hm3_tf", "data_pipeline") for path in (ROOT / package).rglob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths if ">>> " in path.read_text()}
+    assert names == set(DOCTESTS)
 
 
 def commands(text: str) -> list[list[str]]:

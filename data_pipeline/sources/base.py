@@ -138,6 +138,9 @@ class TableSource:
 def parse_behaviors(text: str) -> tuple[Level, ...]:
     """Returns the levels of `--behaviors`.
 
+    >>> [level.any_of for level in parse_behaviors("click,d_ma=cart|wish,purchase")]
+    [('click',), ('cart', 'wish'), ('purchase',)]
+
     Args:
       text: Such as `click,cart,purchase`, or with merged columns `click,d_ma=cart|wish,purchase`; in order, the first a gate.
 
