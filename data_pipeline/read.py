@@ -195,6 +195,7 @@ class Reader:
           ConfigError: The global batch cannot be shared out equally.
         """
         context = input_context or tf.distribute.InputContext()
+        lane_count(global_batch_size, context.num_input_pipelines)
         if global_batch_size % context.num_replicas_in_sync:
             raise ConfigError(
                 f"training.global_batch_size: expected a multiple of the {context.num_replicas_in_sync} replicas, got "

@@ -11,6 +11,7 @@ import tf_keras as keras
 
 from data_pipeline import storage
 from data_pipeline.folder import DataFolder, explained_read_errors
+from data_pipeline.read import lane_count
 from hm3_tf.config import BEST_FIGURES, Config, checked
 from hm3_tf.distribute import input_context, make_strategy
 from hm3_tf.errors import ConfigError, Hm3Error
@@ -69,7 +70,7 @@ class Trainer(keras.callbacks.Callback):
     Raises:
       ConfigError: The global batch cannot be shared out equally, or there is no validation split to stop by.
       DataError: A split cannot be read.
-      Hm3Error: The model cannot be exported.
+      Hm3Error: The latest checkpoint is of another log, or of an epoch begun with another number of workers.
     """
 
     def __init__(self, run: Workdir, data: DataFolder, strategy: tf.distribute.Strategy, chief: bool) -> None:
@@ -93,17 +94,41 @@ class Trainer(keras.callbacks.Callback):
                 f"training.early_stopping_epochs: expected a validation split to stop by, found none in {data.path}"
             )
         self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
+        lanes = lane_count(self._config.global_batch_size, workers)
+        order = {"rows": self._reader.index.rows, "lanes": lanes}  # what the rows of a step depend on beside the seed
+        self._order = {name: tf.Variable(value, dtype=tf.int64, name=name) for name, value in order.items()}
         self._best = {"value": tf.Variable(-math.inf, dtype=tf.float64), "epoch": tf.Variable(0, dtype=tf.int64)}
         checkpoint = tf.train.Checkpoint(
-            network=self._model.network, optimizer=self._model.optimizer, position=self._position, best=self._best
+            network=self._model.network,
+            optimizer=self._model.optimizer,
+            position=self._position,
+            order=self._order,
+            best=self._best,
         )
         self._latest = tf.train.CheckpointManager(checkpoint, run.file("checkpoints"), self._config.keep_checkpoints)
         best = tf.train.Checkpoint(network=self._model.network)
         self._best_checkpoint = tf.train.CheckpointManager(best, run.file("checkpoints", "best"), 1)
         if self._latest.latest_checkpoint:
             checkpoint.restore(self._latest.latest_checkpoint).assert_existing_objects_matched()
+            self._refuse_other_order(order)
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
             _LOGGER.info("resuming at step %d from %s", self._at("step"), self._latest.latest_checkpoint)
+
+    def _refuse_other_order(self, order: dict[str, int]) -> None:
+        """Refuses to resume on another log, or within an epoch whose steps would have other rows."""
+        saved = {name: int(variable.numpy()) for name, variable in self._order.items()}
+        if saved["rows"] != order["rows"]:
+            raise Hm3Error(
+                f"{self._run.path}: expected the log of the run it holds, of {saved['rows']:,} training rows, got one of "
+                f"{order['rows']:,}; use another --workdir, or the same log"
+            )
+        if saved["lanes"] != order["lanes"] and self._at("epoch_step"):
+            raise Hm3Error(
+                f"{self._run.path}: expected to resume epoch {self._at('epoch') + 1} with a number of workers that reads "
+                f"{saved['lanes']} lanes, got one that reads {order['lanes']}; resume with the former number of workers"
+            )
+        for name, variable in self._order.items():
+            variable.assign(order[name])
 
     def _at(self, name: str) -> int:
         return int(self._position[name].numpy())

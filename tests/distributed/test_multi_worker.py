@@ -52,7 +52,8 @@ def runs(data, tmp_path_factory):
     """A run of one process and the same run of two, with the weights of every process."""
     folder = tmp_path_factory.mktemp("runs")
     one = ["hm3", data.path, str(folder / "one"), "one_device", str(folder / "one.npz")]
-    run_to_end([start(one, None)])
+    mirrored = ["hm3", data.path, str(folder / "mirrored"), "mirrored", str(folder / "mirrored.npz")]
+    run_to_end([start(one, None), start(mirrored, None)])
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     workers = []
     for index in range(2):
@@ -66,6 +67,12 @@ def runs(data, tmp_path_factory):
 def test_two_workers_have_the_losses_of_one_at_every_step(runs):
     alone, together = losses(runs / "one"), losses(runs / "two")
     assert len(alone) == len(together) == 2 * 9  # 4,286 rows in batches of 512, twice
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_two_replicas_of_one_process_have_the_losses_of_one_at_every_step(runs):
+    alone, together = losses(runs / "one"), losses(runs / "mirrored")
+    assert len(alone) == len(together) == 2 * 9
     assert together == pytest.approx(alone, abs=1e-5)
 
 

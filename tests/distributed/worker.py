@@ -6,20 +6,25 @@ python -m tests.distributed.worker METHOD DATA_DIR WORKDIR STRATEGY WEIGHTS.npz
 import sys
 
 import numpy as np
+import tensorflow as tf
 
+from hm3_tf import train
 from hm3_tf.config import Config, DistributionConfig, ModelConfig, TrainingConfig
-from hm3_tf.train import open_trainer
 
 
 def main(method: str, data_dir: str, workdir: str, strategy: str, output: str) -> None:
     """Trains and writes the weights."""
+    if strategy == "mirrored":  # as on a machine of two GPUs
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+        train.make_strategy = lambda name: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     features = ("position", "user_id", "item_id", "brand", "price", "history")
     config = Config(
         model=ModelConfig(method, tower_units=(8, 4), dropout=0.0, embedding_dim=4, features=features),
         training=TrainingConfig(global_batch_size=512, epochs=2, learning_rate=0.001, log_every_steps=1),
         distribution=DistributionConfig(strategy),
     )
-    trainer = open_trainer(config, data_dir, workdir)
+    trainer = train.open_trainer(config, data_dir, workdir)
     figures = trainer.train()
     weights = {str(i): weight for i, weight in enumerate(trainer.model.network.get_weights())}
     np.savez(output, validation_auc=figures["pctr"]["auc"], **weights)

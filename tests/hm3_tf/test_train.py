@@ -187,16 +187,6 @@ def test_a_gate_that_the_log_does_not_have_is_refused(data, tmp_path):
         train_and_evaluate(config, data.path, str(tmp_path))
 
 
-def test_two_replicas_of_one_process_take_the_steps_of_one(data, whole, tmp_path, monkeypatch):
-    workdir, _ = whole
-    monkeypatch.setattr(train, "make_strategy", lambda name: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-    train_and_evaluate(tiny_config(epochs=2, log_every_steps=1), data.path, str(tmp_path))
-    together, alone = ([x["loss"] for x in lines(path) if "epoch_end" not in x] for path in (tmp_path, workdir))
-    assert len(together) == 2 * STEPS
-    assert together[:STEPS] == pytest.approx(alone[:STEPS], abs=1e-4)
-    assert together == pytest.approx(alone, abs=1e-2)  # a learning rate of 0.01 lets rounding grow
-
-
 def test_a_log_line_torn_by_a_kill_is_dropped(data, tmp_path):
     train_and_evaluate(tiny_config(epochs=2, log_every_steps=1, max_steps=3), data.path, str(tmp_path))
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -211,3 +201,23 @@ def test_early_stopping_without_validation_is_refused(data, tmp_path):
     shutil.rmtree(log / "validation")
     with pytest.raises(ConfigError, match="training.early_stopping_epochs: expected a validation split"):
         train_and_evaluate(tiny_config(early_stopping_epochs=1), str(log), str(tmp_path / "run"))
+
+
+def test_a_run_does_not_resume_on_another_log_of_the_same_schema(data, tmp_path):
+    train_and_evaluate(tiny_config(epochs=2, max_steps=3), data.path, str(tmp_path / "run"))
+    log = tmp_path / "log"
+    shutil.copytree(data.path, log)
+    shutil.copytree(log / "test", log / "train", dirs_exist_ok=True)
+    with pytest.raises(
+        Hm3Error, match=r"expected the log of the run it holds, of 4,28\d training rows, got one of 857"
+    ):
+        train_and_evaluate(tiny_config(epochs=2), str(log), str(tmp_path / "run"))
+
+
+def test_an_epoch_does_not_resume_with_workers_that_read_other_rows(data, tmp_path, monkeypatch):
+    train_and_evaluate(tiny_config(epochs=2, max_steps=3), data.path, str(tmp_path))
+    monkeypatch.setattr(train, "lane_count", lambda batch, workers: 6)
+    with pytest.raises(
+        Hm3Error, match="expected to resume epoch 1 with a number of workers that reads 8 lanes, got one that"
+    ):
+        train_and_evaluate(tiny_config(epochs=2), data.path, str(tmp_path))
