@@ -240,7 +240,7 @@ class Reader:
         windows = tf.data.Dataset.range(first_window, len(plan.first))
         if not 0 <= start_step <= plan.steps:
             raise ConfigError(f"expected a start within the {plan.steps} steps of the epoch, got step {start_step}")
-        read_window = _WindowReader(self, plan, seed, replicas)
+        read_window = tf.autograph.experimental.do_not_convert(_WindowReader(self, plan, seed, replicas))
         batches = windows.map(read_window, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
         count = (plan.steps - start_step) * replicas
         known_length = (

@@ -113,6 +113,8 @@ class TrainingConfig(_Section):
       learning_rate: Step size of Adam (HM3: 0.0005).
       optimizer: lazy_adam (touches only the batch's rows of a table) or adam (Keras').
       precision: float32, or bfloat16 for the towers' matrix products.
+      reset_embeddings: Whether each epoch starts with new embeddings, so that ids do not overfit in the second (MEDA, Liu
+        et al., arXiv 2305.19531). The rest of the network goes on learning.
       seed: Seeds the weights, the shuffle and the dropout.
       loss_weights: {level: weight of its loss}.
       edge_loss_weight: Weight of the full-path likelihood; 0 is the paper.
@@ -129,6 +131,7 @@ class TrainingConfig(_Section):
     learning_rate: float = 5e-4
     optimizer: str = "lazy_adam"
     precision: str = "float32"
+    reset_embeddings: bool = False
     seed: int = 0
     loss_weights: dict[str, float] = dataclasses.field(default_factory=LossWeights)
     edge_loss_weight: float = 0.0

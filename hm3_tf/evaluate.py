@@ -74,6 +74,7 @@ class Evaluator:
         levels = self._levels
 
         @tf.function(reduce_retracing=True)
+        @tf.autograph.experimental.do_not_convert
         def predict(features: dict[str, tf.Tensor]) -> tf.Tensor:
             return _target_pairs(model.network(features, training=False), levels)
 
@@ -171,6 +172,7 @@ def predict_run(run: Workdir, index: SplitIndex, output: str) -> int:
     model, levels = run.trained_model(), run.config.method.levels
 
     @tf.function(reduce_retracing=True)
+    @tf.autograph.experimental.do_not_convert
     def predict(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return probabilities(model.network(features, training=False), levels)
 

@@ -48,7 +48,9 @@ class ServingModule(tf.Module):
         features = model_features(run.config, run.schema, run.train)
         columns = [run.schema.column(feature.name) for feature in features]
         levels = run.config.method.levels
+        parse_examples = tf.autograph.experimental.do_not_convert(parse_rows)
 
+        @tf.autograph.experimental.do_not_convert
         def predict(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             inputs = network_inputs(
                 {column.name: _fit_length(raw[column.name], column) for column in columns}, features
@@ -61,7 +63,7 @@ class ServingModule(tf.Module):
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
         def serve_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return predict(parse_rows(examples, columns))
+            return predict(parse_examples(examples, columns))
 
         self.signatures_to_save = {"serving_default": serve, "serving_examples": serve_examples}
 

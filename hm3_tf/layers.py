@@ -49,12 +49,27 @@ class HashedEmbeddings(keras.layers.Layer):
 
     def build(self, input_shape) -> None:
         """Creates one variable a width: float32 [rows of all its tables, width]."""
-        initializer = keras.initializers.RandomUniform(-_INITIAL_RANGE, _INITIAL_RANGE, self._seed)
         self._variables = [
-            self.add_weight(f"embeddings_{dim}", (sum(t.rows for t in self._tables(dim)), dim), initializer=initializer)
+            self.add_weight(
+                f"embeddings_{dim}",
+                (sum(table.rows for table in self._tables(dim)), dim),
+                initializer=self._initializer(0),
+            )
             for dim in self._widths
         ]
         super().build(input_shape)
+
+    def _initializer(self, draw: int) -> keras.initializers.Initializer:
+        return keras.initializers.RandomUniform(-_INITIAL_RANGE, _INITIAL_RANGE, self._seed + draw)
+
+    def reset(self, draw: int) -> None:
+        """Starts all tables anew.
+
+        Args:
+          draw: Which of the draws of the layer's seed; 0 is what `build` starts with.
+        """
+        for variable in self._variables:
+            variable.assign(self._initializer(draw)(variable.shape, variable.dtype))
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Embeds a batch.
@@ -130,7 +145,10 @@ class _EachTower(keras.initializers.Initializer):
 
 
 class ParallelTowers(keras.layers.Layer):
-    """One multi-layer perceptron an edge on shared inputs, all edges in one batched product a layer.
+    """One multi-layer perceptron an edge on shared inputs.
+
+    The first layer of all towers is one product, as they read the same inputs. The later layers are a product a tower:
+    on a processor that is faster than one batched product of all (docs/performance.md).
 
     Args:
       base_rates: {edge: rate in (0, 1)} at which its logit starts.
@@ -146,11 +164,13 @@ class ParallelTowers(keras.layers.Layer):
         super().__init__(**kwargs)
         self._base_rates = dict(base_rates)
         self._units = tuple(units)
-        self._dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self._dropout = dropout
+        # Part of a checkpoint, unlike that of Keras' Dropout: a resumed run goes on with the numbers of one that never stopped.
+        self._generator = tf.random.Generator.from_seed(seed)
         self._seed = seed
 
     def build(self, input_shape) -> None:
-        """Creates a kernel [towers, in, out] and a bias [towers, 1, out] a layer, that of the logits [towers, 1]."""
+        """Creates a kernel [towers, in, out] and a bias [towers, out] a layer, that of the logits [towers]."""
         widths = [int(input_shape[-1]), *self._units, 1]
         towers = len(self._base_rates)
         logits = [math.log(rate / (1 - rate)) for rate in self._base_rates.values()]
@@ -159,10 +179,10 @@ class ParallelTowers(keras.layers.Layer):
             kernel = _EachTower(self._seed + i * towers)
             self._kernels.append(self.add_weight(f"kernel_{i}", (towers, fan_in, fan_out), initializer=kernel))
             if i < len(self._units):
-                self._biases.append(self.add_weight(f"bias_{i}", (towers, 1, fan_out), initializer="zeros"))
-        start = keras.initializers.Constant([[logit] for logit in logits])
+                self._biases.append(self.add_weight(f"bias_{i}", (towers, fan_out), initializer="zeros"))
+        start = keras.initializers.Constant(logits)
         # Kept in float32 under every precision: bfloat16 would round a rate of 0.1 % by 0.1 %.
-        self._start = self.add_weight("bias_logit", (towers, 1), initializer=start, experimental_autocast=False)
+        self._start = self.add_weight("bias_logit", (towers,), initializer=start, experimental_autocast=False)
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
@@ -175,12 +195,23 @@ class ParallelTowers(keras.layers.Layer):
         Returns:
           {edge: float32 logit [batch]}.
         """
-        state = tf.cast(inputs, self.compute_dtype)[tf.newaxis]
-        for kernel, bias in zip(self._kernels, self._biases):
-            state = self._dropout(tf.nn.relu(tf.matmul(state, kernel) + bias), training=training)
-        logits = tf.matmul(state, self._kernels[-1])
-        logits = tf.cast(logits[..., 0], tf.float32) + self._start
-        return dict(zip(self._base_rates, tf.unstack(logits)))
+        states = [tf.cast(inputs, self.compute_dtype)] * len(self._base_rates)
+        hidden = [(tf.unstack(kernel), tf.unstack(bias)) for kernel, bias in zip(self._kernels, self._biases)]
+        if hidden:
+            (kernels, biases), *hidden = hidden
+            beside = self._hidden(states[0], tf.concat(kernels, axis=1), tf.concat(biases, axis=0), training)
+            states = tf.split(beside, len(states), axis=1)
+        for kernels, biases in hidden:
+            states = [self._hidden(*tower, training) for tower in zip(states, kernels, biases)]
+        logits = [tf.matmul(state, kernel)[:, 0] for state, kernel in zip(states, tf.unstack(self._kernels[-1]))]
+        starts = tf.unstack(self._start)
+        return {e: tf.cast(logit, tf.float32) + start for e, logit, start in zip(self._base_rates, logits, starts)}
+
+    def _hidden(self, state: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, training: bool | None) -> tf.Tensor:
+        state = tf.nn.relu(tf.nn.bias_add(tf.matmul(state, kernel), bias))
+        if not (training and self._dropout):
+            return state
+        return tf.nn.experimental.stateless_dropout(state, self._dropout, self._generator.make_seeds()[:, 0])
 
 
 class ProbabilityGraph(keras.layers.Layer):

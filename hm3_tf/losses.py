@@ -23,7 +23,8 @@ def cross_entropy(labels: tf.Tensor, log_pair: tf.Tensor) -> tf.Tensor:
     Returns:
       float32 [batch], >= 0, in nats.
     """
-    return -(labels * log_pair[..., 0] + (1 - labels) * log_pair[..., 1])
+    log_p, log_not_p = tf.unstack(log_pair, axis=-1)
+    return -tf.where(labels > 0, log_p, log_not_p)
 
 
 class CompositeLoss(keras.layers.Layer, tfrs.tasks.Task):

@@ -14,10 +14,11 @@ from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, checked
 from hm3_tf.errors import ConfigError
 from hm3_tf.features import Feature
+from hm3_tf.layers import HashedEmbeddings
 from hm3_tf.losses import CompositeLoss
 from hm3_tf.methods import Method
 from hm3_tf.network import build_network
-from hm3_tf.optimizers import make_optimizer
+from hm3_tf.optimizers import make_optimizer, reset_moments
 
 
 class LossMeter(keras.metrics.Metric):
@@ -91,10 +92,23 @@ class ConversionModel(tfrs.Model):
         self.loss_meter.update_state(loss * rows, sums, tf.reduce_sum(weights))
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
+    def reset_embeddings(self, draw: int) -> None:
+        """Starts the embeddings and their moments anew, and leaves all else as it is.
+
+        Args:
+          draw: Which of the draws of the run's seed.
+        """
+        for layer in self.network.layers:
+            if isinstance(layer, HashedEmbeddings):
+                layer.reset(draw)
+                reset_moments(self.optimizer, layer.trainable_variables)
+
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, inputs: tuple) -> dict[str, tf.Tensor]:
         """Takes a step; returns the mean loss since the start of the epoch."""
         return {"loss": super().train_step(inputs)[self.loss_meter.name]}
 
+    @tf.autograph.experimental.do_not_convert
     def test_step(self, inputs: tuple) -> dict[str, tf.Tensor]:
         """Evaluates a batch; returns the mean loss since the start."""
         return {"loss": super().test_step(inputs)[self.loss_meter.name]}

@@ -28,6 +28,7 @@ def network_inputs(features: Sequence[Feature]) -> dict[str, keras.Input]:
     }
 
 
+@tf.autograph.experimental.do_not_convert
 def build_network(
     method: Method,
     features: Sequence[Feature],

@@ -1,5 +1,7 @@
 """Adam whose cost does not depend on the size of the embedding tables."""
 
+from collections.abc import Iterable
+
 import tensorflow as tf
 import tf_keras as keras
 
@@ -12,11 +14,20 @@ class LazyAdam(keras.optimizers.Adam):
     Dense weights get exactly Keras' Adam. Of a table only rows with a gradient move, and only their moments decay, so
     a step costs the same for a table of ten million rows as for a small one. Keras' Adam also moves the other rows, by
     their old momentum; `training.optimizer=adam` selects it.
+
+    Args:
+      learning_rate: Step size.
+      **kwargs: Of `keras.optimizers.Adam`.
+
+    Raises:
+      ValueError: `amsgrad` is asked for.
     """
 
     def __init__(self, learning_rate: float = 0.001, **kwargs) -> None:
         kwargs.setdefault("jit_compile", False)
         super().__init__(learning_rate=learning_rate, **kwargs)
+        if self.amsgrad:
+            raise ValueError("LazyAdam: expected amsgrad=False, which it does not have for rows of tables, got True")
 
     def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
         """Updates one variable.
@@ -40,6 +51,19 @@ class LazyAdam(keras.optimizers.Adam):
         first.scatter_update(tf.IndexedSlices(mean, rows))
         second.scatter_update(tf.IndexedSlices(square, rows))
         variable.scatter_sub(tf.IndexedSlices(rate * mean / (tf.sqrt(square) + self.epsilon), rows))
+
+
+def reset_moments(optimizer: keras.optimizers.Adam, variables: Iterable[tf.Variable]) -> None:
+    """Sets both moments of variables to zero.
+
+    Args:
+      optimizer: The optimizer, built.
+      variables: Some of its variables.
+    """
+    for variable in variables:
+        index = optimizer._index_dict[optimizer._var_key(variable)]
+        for moments in (optimizer._momentums[index], optimizer._velocities[index]):
+            moments.assign(tf.zeros_like(moments))
 
 
 def make_optimizer(name: str, learning_rate: float) -> keras.optimizers.Optimizer:

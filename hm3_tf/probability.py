@@ -10,6 +10,12 @@ import tensorflow as tf
 from hm3_tf.behavior_graph import BehaviorGraph
 from hm3_tf.errors import did_you_mean
 
+Pair = tuple[tf.Tensor, tf.Tensor]  # (log P, log(1 - P)), float32 [batch] each
+
+
+def _log_bernoulli(logit: tf.Tensor) -> Pair:
+    return tf.math.log_sigmoid(logit), tf.math.log_sigmoid(-logit)
+
 
 def log_bernoulli(logit: tf.Tensor) -> tf.Tensor:
     """Returns (log P, log(1 - P)) of the event with these log-odds.
@@ -20,15 +26,30 @@ def log_bernoulli(logit: tf.Tensor) -> tf.Tensor:
     Returns:
       float32 [batch, 2], natural logarithms.
     """
-    return tf.stack([tf.math.log_sigmoid(logit), tf.math.log_sigmoid(-logit)], axis=-1)
+    return tf.stack(_log_bernoulli(logit), axis=-1)
 
 
-def _normalize(log_p: tf.Tensor, log_not_p: tf.Tensor) -> tf.Tensor:
-    """Returns the pair [batch, 2], the larger recomputed from the smaller, which alone is exact in relative terms."""
-    rare = log_p < log_not_p
-    smaller = tf.where(rare, log_p, log_not_p)
+def _ordered(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns (first < second, the smaller, the larger); unlike `tf.minimum` with one gradient at ties, not two."""
+    less = first < second
+    return less, tf.where(less, first, second), tf.where(less, second, first)
+
+
+def _log_add(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """Returns log(exp(first) + exp(second)), [batch]."""
+    _, smaller, larger = _ordered(first, second)
+    return larger + tf.math.softplus(smaller - larger)
+
+
+def _normalize(log_p: tf.Tensor, log_not_p: tf.Tensor) -> Pair:
+    """Returns the pair, the larger recomputed from the smaller, which alone is exact in relative terms."""
+    rare, smaller, _ = _ordered(log_p, log_not_p)
     larger = tf.math.log1p(-tf.exp(smaller))
-    return tf.stack([tf.where(rare, smaller, larger), tf.where(rare, larger, smaller)], axis=-1)
+    return tf.where(rare, smaller, larger), tf.where(rare, larger, smaller)
+
+
+def _given_gate(gate: Pair, conditional: Pair) -> Pair:
+    return _normalize(gate[0] + conditional[0], _log_add(gate[1], gate[0] + conditional[1]))
 
 
 def given_gate(gate: tf.Tensor, conditional: tf.Tensor) -> tf.Tensor:
@@ -41,9 +62,7 @@ def given_gate(gate: tf.Tensor, conditional: tf.Tensor) -> tf.Tensor:
     Returns:
       float32 [batch, 2], each <= 0.
     """
-    happened = gate[..., 0] + conditional[..., 0]
-    stopped = tf.stack([gate[..., 1], gate[..., 0] + conditional[..., 1]], axis=-1)
-    return _normalize(happened, tf.reduce_logsumexp(stopped, axis=-1))
+    return tf.stack(_given_gate(tf.unstack(gate, axis=-1), tf.unstack(conditional, axis=-1)), axis=-1)
 
 
 def _logits(edges: tuple[str, ...], edge_logits: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
@@ -78,18 +97,18 @@ def log_probs(
       ValueError: An edge has no logit, or `given` is not a level.
     """
     start = 0 if given is None or given == graph.root else graph.index(given) + 1
-    result: dict[str, tf.Tensor] = {}
-    gate = None  # (log P, log(1 - P)) of the last gate; the state is that of the last level given the gate
+    result: dict[str, Pair] = {}
+    gate: Pair | None = None  # of the last gate; `state` is that of the last level given this gate
     previous = ""
     for transition in graph.transitions[start:]:
-        logits = _logits(transition.edges if result else transition.edges[:1], edge_logits)
+        edges = [_log_bernoulli(x) for x in _logits(transition.edges if result else transition.edges[:1], edge_logits)]
         if transition.follows_gate and result:
             gate = result[previous]
-        if len(logits) == 1:
-            state = log_bernoulli(logits[0])
+        if len(edges) == 1:
+            state = edges[0]
         else:
-            edges = tf.stack([log_bernoulli(logit) for logit in logits], axis=-2)
-            state = tf.reduce_logsumexp(state[..., tf.newaxis] + edges, axis=-2)
-        result[transition.level] = _normalize(state[..., 0], state[..., 1]) if gate is None else given_gate(gate, state)
+            log_p, log_not_p = (_log_add(state[0] + after, state[1] + after_none) for after, after_none in zip(*edges))
+            state = log_p, log_not_p
+        result[transition.level] = _normalize(*state) if gate is None else _given_gate(gate, state)
         previous = transition.level
-    return result
+    return {level: tf.stack(pair, axis=-1) for level, pair in result.items()}

@@ -163,6 +163,8 @@ class Trainer(keras.callbacks.Callback):
     def _train_epoch(self) -> None:
         config, epoch, start = self._config, self._at("epoch"), self._at("epoch_step")
         count = self._epoch_steps - start
+        if config.reset_embeddings and epoch and not start:
+            self._model.reset_embeddings(epoch)
         if config.max_steps:
             count = min(count, config.max_steps - self._at("step"))
         if count:  # none is left where the last checkpoint was written at the very end of an epoch

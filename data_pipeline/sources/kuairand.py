@@ -1,6 +1,7 @@
 """KuaiRand-Pure (Gao et al., CIKM 2022; CC BY-SA 4.0): real impressions of a short-video feed, official CSV layout.
 
-The conversion of this log is the like. Play time, long view and stay times are outcomes and never inputs. Of the
+The conversion of this log is the like. Counts and durations are inputs twice: as the log's ranges, and as the logarithm
+of the number. Play time, long view and stay times are outcomes and never inputs. Of the
 standard log; the randomly exposed one has another click rate and is not mixed in.
 """
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from data_pipeline.schema import Column, Hashing, Level, Schema
+from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
 from hm3_tf.errors import DataError, UsageError
 
@@ -33,6 +34,8 @@ _VIDEO_CATEGORIES = ("video_type", "upload_type", "music_type")
 _DERIVED_CATEGORIES = ("tag", "hour", "duration_bin")
 _STRINGS = ("user_active_degree", "video_type", "upload_type", *(c for c in _USER_CATEGORIES if c.endswith("_range")))
 _CATEGORY_BUCKETS = 10_001
+_USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+_MOST_TAGS = 4
 _BEHAVIORS = (
     *("is_click", "comment_stay_time", "profile_stay_time", "is_profile_enter", "long_view", "is_like"),
     *("is_follow", "is_comment", "is_forward"),
@@ -55,6 +58,10 @@ def _schema() -> Schema:
     for name in ("tab", *_USER_CATEGORIES, *_VIDEO_CATEGORIES, *_DERIVED_CATEGORIES):
         dtype = "string" if name in _STRINGS else "int64"
         columns.append(Column(name, dtype, hashing=Hashing(_CATEGORY_BUCKETS)))
+    columns.append(
+        Column("tags", "int64", shape=VARIABLE, max_length=_MOST_TAGS, hashing=Hashing(_CATEGORY_BUCKETS, table="tag"))
+    )
+    columns += [Column(f"log_{name}", "float") for name in (*_USER_COUNTS, "duration_ms")]
     columns += [Column(name, "int64", "behavior") for name in _BEHAVIORS]
     return Schema(tuple(columns), _LEVELS)
 
@@ -116,16 +123,24 @@ class KuaiRand:
         columns: dict[str, Any] = {name: log.column(name) for name in log.schema.names}
         columns |= {name: user.column(name) for name in _USER_CATEGORIES}
         columns |= {name: video.column(name) for name in ("author_id", "music_id", *_VIDEO_CATEGORIES)}
-        columns["tag"] = _first_tag(video.column("tag"))
+        columns["tags"] = _tags(video.column("tag"))
+        columns["tag"] = pc.list_element(columns["tags"], 0)
+        columns |= {f"log_{name}": _log1p(user.column(name)) for name in _USER_COUNTS}
+        columns["log_duration_ms"] = _log1p(log.column("duration_ms"))
         columns["hour"] = pc.divide(log.column("hourmin"), 100)
         columns["duration_bin"] = np.searchsorted(_DURATION_EDGES_MS, log.column("duration_ms").to_numpy())
         arrays = {c.name: _single_chunk(columns[c.name]) for c in self.schema.columns}
         return pa.RecordBatch.from_pydict(arrays)
 
 
-def _first_tag(tags: pa.ChunkedArray) -> pa.ChunkedArray:
-    first = pc.list_element(pc.split_pattern(pc.fill_null(pc.cast(tags, pa.string()), ""), ","), 0)
-    return pc.cast(pc.if_else(pc.equal(first, ""), None, first), pa.int64())
+def _tags(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the int64 numbers between the commas of each text; null where it is null or empty."""
+    texts = pc.cast(texts, pa.string())
+    return pc.cast(pc.split_pattern(pc.if_else(pc.equal(texts, ""), None, texts), ","), pa.list_(pa.int64()))
+
+
+def _log1p(numbers: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.log1p(pc.cast(numbers, pa.float64()))
 
 
 def _single_chunk(array: Any) -> pa.Array:

@@ -399,6 +399,7 @@ def tiny_kuairand(tmp_path_factory):
         ("video_type", [b"NORMAL", b"AD", b"NORMAL", b"AD", b""]),
         ("upload_type", [b"Kmovie", b"LongImport", b"", b"LongImport", b""]),
         ("tag", [GONE, 39, 12, 39, GONE]),
+        ("tags", [[GONE] * 4, [39] + [GONE] * 3, [12, 5] + [GONE] * 2, [39] + [GONE] * 3, [GONE] * 4]),
         ("user_active_degree", [b"full_active", b"middle_active", b"middle_active", b"", b"middle_active"]),
         ("is_live_streamer", [-124, 0, 0, GONE, 0]),
         ("follow_user_num_range", [b"500+", b"(0,10]", b"(0,10]", b"", b"(0,10]"]),
@@ -418,6 +419,20 @@ def tiny_kuairand(tmp_path_factory):
 )
 def test_an_impression_of_kuairand_is_joined_with_its_user_and_video(tiny_kuairand, column, values):
     assert tiny_kuairand[1][column] == values
+
+
+@pytest.mark.parametrize(
+    "column, numbers",
+    [
+        ("log_follow_user_num", [514, 5, 5, None, 5]),
+        ("log_fans_user_num", [150, 0, 0, None, 0]),
+        ("log_register_days", [799, 300, 300, None, 300]),
+        ("log_duration_ms", [49866, 7000, 7001, 600001, 0]),
+    ],
+)
+def test_counts_and_durations_of_kuairand_are_logarithms(tiny_kuairand, column, numbers):
+    expected = [np.nan if number is None else np.log(1 + number) for number in numbers]
+    np.testing.assert_allclose(tiny_kuairand[1][column], expected, rtol=1e-6)
 
 
 def test_levels_of_kuairand_are_click_comments_or_profile_long_view_and_like(tiny_kuairand):

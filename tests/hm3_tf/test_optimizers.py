@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from hm3_tf.config import OPTIMIZERS
 from hm3_tf.errors import ConfigError
-from hm3_tf.optimizers import LazyAdam, make_optimizer
+from hm3_tf.optimizers import LazyAdam, make_optimizer, reset_moments
 
 RATE, BETA_1, BETA_2, EPSILON = 0.01, 0.9, 0.999, 1e-7
 ROWS, DIM = 6, 3
@@ -147,6 +147,24 @@ def test_dense_and_sparse_weights_share_the_step_count():
     np.testing.assert_array_equal(
         whole, run(keras.optimizers.Adam(RATE, jit_compile=False), table(3), SOME_ROWS, dense)
     )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_of_chosen_variables_start_anew(name):
+    optimizer, reset, kept = make_optimizer(name, RATE), table(), table(3)
+    for rows, values in SOME_ROWS:
+        optimizer.apply_gradients([(slices(rows, values), reset), (slices(rows, values), kept)])
+    before = optimizer._momentums[1].numpy()
+    reset_moments(optimizer, [reset])
+    assert not optimizer._momentums[0].numpy().any() and not optimizer._velocities[0].numpy().any()
+    assert before.any() and optimizer._velocities[1].numpy().any()
+    np.testing.assert_array_equal(optimizer._momentums[1], before)
+    assert int(optimizer.iterations) == len(SOME_ROWS)
+
+
+def test_amsgrad_is_refused():
+    with pytest.raises(ValueError, match="expected amsgrad=False"):
+        LazyAdam(RATE, amsgrad=True)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

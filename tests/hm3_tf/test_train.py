@@ -11,6 +11,7 @@ import tensorflow as tf
 from hm3_tf import train
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError, Hm3Error
+from hm3_tf.model import ConversionModel
 from hm3_tf.train import open_trainer, train_and_evaluate
 from hm3_tf.workdir import open_workdir
 from tests.conftest import tiny_config
@@ -48,6 +49,29 @@ def test_a_run_that_stopped_resumes_to_the_weights_of_one_that_did_not(data, who
     trainer.train()
     for resumed, uninterrupted in zip(trainer.model.network.get_weights(), weights):
         np.testing.assert_allclose(resumed, uninterrupted, atol=1e-6)
+
+
+def test_dropout_and_embeddings_that_start_anew_go_on_as_if_the_run_had_not_stopped(data, tmp_path):
+    config = tiny_config(epochs=2, reset_embeddings=True)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.25))
+    weights = {}
+    for name, stops in {"whole": (0,), "stopped": (4, STEPS, 13, 0)}.items():
+        for stop in stops:
+            part = dataclasses.replace(config, training=dataclasses.replace(config.training, max_steps=stop))
+            trainer = open_trainer(part, data.path, str(tmp_path / name))
+            trainer.train()
+        weights[name] = trainer.model.network.get_weights()
+    for stopped, whole in zip(weights["stopped"], weights["whole"]):
+        np.testing.assert_allclose(stopped, whole, atol=1e-6)
+
+
+def test_every_epoch_but_the_first_starts_with_new_embeddings_if_asked(data, tmp_path, monkeypatch):
+    resets = []
+    monkeypatch.setattr(ConversionModel, "reset_embeddings", lambda self, draw: resets.append(draw))
+    for reset, expected in ((False, []), (True, [1, 2])):
+        config = tiny_config(epochs=3, reset_embeddings=reset, global_batch_size=4096)
+        train_and_evaluate(config, data.path, str(tmp_path / str(reset)))
+        assert resets == expected
 
 
 def test_a_run_killed_between_an_epoch_and_its_validation_resumes_there(data, whole, tmp_path):
