@@ -17,6 +17,7 @@ from data_pipeline.schema import Column, Hashing, Level, Schema
 COLUMNS, IDS, BATCH = 26, 100_000, 4096
 ROWS = 120 * BATCH  # of the training split: 15 steps to warm up, 105 that are timed
 EVALUATION_ROWS = 100 * BATCH
+TOTAL_ROWS = ROWS + BATCH + EVALUATION_ROWS  # with one batch of validation
 LEVELS = {"click": 0.10, "d_mi": 0.25, "d_ma": 0.13, "purchase": 0.034}  # rate of the click, then rates given a click
 HM3 = pathlib.Path(sys.executable).with_name("hm3")
 
@@ -52,7 +53,7 @@ def write(folder: pathlib.Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "schema.json").write_text(schemas.to_json(schema()))
-    pq.write_table(table(ROWS + BATCH + EVALUATION_ROWS), folder / "log.parquet")
+    pq.write_table(table(TOTAL_ROWS), folder / "log.parquet")
     convert(folder, folder / "data")
 
 

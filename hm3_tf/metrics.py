@@ -23,9 +23,9 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
     negatives = len(labels) - positives
     if not positives or not negatives:
         return None
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    return float((ranks[place[labels]].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    higher, lower = np.sort(scores[labels]), np.sort(scores[~labels])
+    beaten = np.searchsorted(lower, higher, "left").sum() + np.searchsorted(lower, higher, "right").sum()
+    return float(beaten / (2 * positives * negatives))
 
 
 def binary_metrics(labels: np.ndarray, log_pair: np.ndarray) -> dict[str, Any]:

@@ -294,7 +294,7 @@ def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
     chief = input_context(strategy).input_pipeline_id == 0
     keras.utils.set_random_seed(config.training.seed)
     data = DataFolder.open(data_dir)
-    run = claim_workdir(workdir, config, data, write=False)
+    run = claim_workdir(workdir, config, data)
     if chief:
         check_export(run)
     return Trainer(run, data, strategy, chief)

@@ -106,20 +106,19 @@ def open_workdir(path: str) -> Workdir:
         raise DataError(f"{path}: expected the files of a run, got {error!r} in {RUN_FILE}; {remedy}") from error
 
 
-def claim_workdir(path: str, config: Config, data: DataFolder, *, write: bool = True) -> Workdir:
-    """Returns the directory of a run that starts or resumes.
+def claim_workdir(path: str, config: Config, data: DataFolder) -> Workdir:
+    """Returns the directory of a run that starts or resumes; nothing is written before `Workdir.write`.
 
     Args:
       path: Its path; made if need be.
       config: The run's config.
       data: The log it trains on.
-      write: Whether to write the run's files now, rather than once it is known that the run can start.
 
     Returns:
       The directory.
 
     Raises:
-      Hm3Error: The directory holds a run of another config or another log, or cannot be written.
+      Hm3Error: The directory holds a run of another config or another log.
     """
     storage.open_file_system(path)
     if tf.io.gfile.exists(storage.join(path, CONFIG_FILE)):
@@ -128,8 +127,6 @@ def claim_workdir(path: str, config: Config, data: DataFolder, *, write: bool = 
         run = dataclasses.replace(before, config=config, data_dir=data.path)
     else:
         run = Workdir(path, config, data.schema, data.statistics()["train"], data.path)
-    if write:
-        run.write()
     return run
 
 

@@ -15,7 +15,7 @@ from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources.simulated import SimulatedSource, day_split
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.model import model_features
-from hm3_tf.workdir import claim_workdir
+from hm3_tf.workdir import Workdir, claim_workdir
 
 # Two devices, of which all but the tests of replicas use the first. It has to be said before TensorFlow starts.
 tf.config.set_logical_device_configuration(
@@ -57,6 +57,13 @@ def data(tmp_path_factory):
     return DataFolder.open(path)
 
 
+def written_run(path: str, config: Config, data: DataFolder) -> Workdir:
+    """Returns a run whose files are in its directory, as training writes them when it starts."""
+    run = claim_workdir(path, config, data)
+    run.write()
+    return run
+
+
 def save_best(run, model) -> None:
     """Writes a model's weights where training puts the best ones."""
     checkpoint = tf.train.Checkpoint(network=model.network)
@@ -67,7 +74,7 @@ def save_best(run, model) -> None:
 def trained_run(tmp_path_factory, data):
     """An HM3 run with trained weights; not to be written into."""
     config = tiny_config()
-    run = claim_workdir(str(tmp_path_factory.mktemp("run")), config, data)
+    run = written_run(str(tmp_path_factory.mktemp("run")), config, data)
     model = run.build_model()
     features, labels = read_split(config, data, "train")
     model.fit(features, labels, batch_size=512, epochs=2, verbose=0)

@@ -17,8 +17,8 @@ from hm3_tf.config import Config, ModelConfig, TrainingConfig, from_json, to_jso
 from hm3_tf.export import export_run
 from hm3_tf.methods import METHODS
 from hm3_tf.model import ConversionModel, probabilities
-from hm3_tf.workdir import Workdir, claim_workdir
-from tests.conftest import read_split, save_best, tiny_config
+from hm3_tf.workdir import Workdir
+from tests.conftest import read_split, save_best, tiny_config, written_run
 
 LOANS = BehaviorGraph((Behavior("click", gate=True), Behavior("apply", gate=True), Behavior("approve")))
 LOANS_SCHEMA = Schema(
@@ -124,7 +124,7 @@ def take_a_step(model: ConversionModel, features: dict, labels: dict) -> tuple[l
 def case(request, data, loans, tmp_path_factory):
     name, folder = request.param, tmp_path_factory.mktemp("case")
     config, log = (tiny_config(name), data) if name in METHODS else (loans_config(), loans)
-    run = claim_workdir(str(folder / "run"), config, log)
+    run = written_run(str(folder / "run"), config, log)
     model = run.build_model()
     names = config.model.features or tuple(column.name for column in log.schema.inputs)
     features, labels, raw = read_split(config, log, "validation", carry=names)

@@ -17,9 +17,8 @@ from hm3_tf import evaluate
 from hm3_tf.errors import DataError, Hm3Error
 from hm3_tf.evaluate import Evaluator, evaluate_run, evaluation_reader, predict_run, to_json
 from hm3_tf.model import probabilities
-from hm3_tf.workdir import claim_workdir
 from tests import reference
-from tests.conftest import LOG, read_split, tiny_config
+from tests.conftest import LOG, read_split, tiny_config, written_run
 
 FIGURES = {"rows", "positives", "rate", "prediction", "pcoc", "auc", "log_loss"}
 
@@ -156,7 +155,7 @@ def test_an_evaluator_sees_the_weights_of_the_moment(trained_run, data):
 @pytest.mark.parametrize("name", ["base", "esm2_mi"])
 def test_a_method_of_several_networks_or_merged_levels_has_the_same_targets(data, tmp_path, truth, name):
     config = tiny_config(name)
-    run = claim_workdir(str(tmp_path), config, data)
+    run = written_run(str(tmp_path), config, data)
     figures = Evaluator(run.build_model(), config, evaluation_reader(run, data.split("test")))()
     assert tuple(figures["levels"]) == config.method.levels
     assert figures["pctcvr"]["positives"] == truth["purchase"].sum()
@@ -203,7 +202,7 @@ def test_a_file_that_cannot_be_written_is_refused(trained_run, data, tmp_path):
 
 
 def test_a_run_without_a_checkpoint_is_not_evaluated(data, tmp_path):
-    run = claim_workdir(str(tmp_path), tiny_config(), data)
+    run = written_run(str(tmp_path), tiny_config(), data)
     with pytest.raises(Hm3Error, match="expected a checkpoint, found none; run hm3 train"):
         evaluate_run(run, data.split("test"), "test")
 

@@ -20,8 +20,7 @@ from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.export import check_export, export_run
 from hm3_tf.model import probabilities
-from hm3_tf.workdir import claim_workdir
-from tests.conftest import BUCKETS, FEATURES, LOG, tiny_config
+from tests.conftest import BUCKETS, FEATURES, LOG, tiny_config, written_run
 
 LEVELS = ("click", "d_mi", "d_ma", "purchase")
 MISSING_INT64 = -(2**63)
@@ -291,7 +290,7 @@ def test_an_export_folder_that_cannot_be_made_is_refused(trained_run, quick_save
 
 
 def test_a_run_without_a_checkpoint_is_not_exported_and_leaves_no_folder(data, tmp_path):
-    run = claim_workdir(str(tmp_path / "run"), tiny_config(), data)
+    run = written_run(str(tmp_path / "run"), tiny_config(), data)
     with pytest.raises(Hm3Error, match="expected a checkpoint, found none; run hm3 train on this workdir first"):
         export_run(run, str(tmp_path / "models"))
     assert not (tmp_path / "models").exists()

@@ -15,7 +15,7 @@ from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.config import checked
 from hm3_tf.errors import DataError, Hm3Error
 from hm3_tf.workdir import claim_workdir, open_workdir
-from tests.conftest import save_best, tiny_config
+from tests.conftest import save_best, tiny_config, written_run
 
 FILES = ("config.json", "schema.json", "statistics.json", "run.json")
 GRAPH = BehaviorGraph((Behavior("click", gate=True), Behavior("purchase")))
@@ -31,7 +31,7 @@ def config_with(section=None, **fields):
 @pytest.fixture
 def claimed(data, tmp_path):
     """Path of a directory that holds a run."""
-    claim_workdir(str(tmp_path / "run"), config_with(), data)
+    written_run(str(tmp_path / "run"), config_with(), data)
     return tmp_path / "run"
 
 
@@ -51,8 +51,8 @@ def test_the_model_of_an_opened_run_is_that_of_the_run(data, claimed):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_process_that_does_not_write_leaves_no_file(data, tmp_path):
-    run = claim_workdir(str(tmp_path / "run"), config_with(), data, write=False)
+def test_a_run_that_has_not_started_leaves_no_file(data, tmp_path):
+    run = claim_workdir(str(tmp_path / "run"), config_with(), data)
     assert not (tmp_path / "run").exists()
     assert run.train.rows == 4286
 
@@ -98,7 +98,7 @@ def test_a_run_of_another_config_is_refused_naming_the_field(data, claimed, sect
 )
 def test_how_long_and_where_a_run_is_may_change(data, claimed, section, field, value):
     config = config_with(section, **{field: value})
-    assert claim_workdir(str(claimed), config, data).config == config
+    assert written_run(str(claimed), config, data).config == config
     assert open_workdir(str(claimed)).config == config
 
 
@@ -116,7 +116,7 @@ def test_a_log_of_the_same_schema_is_taken_with_the_statistics_of_the_first(data
     tf.io.gfile.makedirs(str(tmp_path / "copy"))
     tf.io.gfile.copy(f"{data.path}/schema.json", str(tmp_path / "copy" / "schema.json"))
     other = DataFolder.open(str(tmp_path / "copy"))
-    run = claim_workdir(str(claimed), config_with(), other)
+    run = written_run(str(claimed), config_with(), other)
     assert run.train == data.statistics()["train"]
     assert open_workdir(str(claimed)).data_dir == other.path
 
@@ -137,7 +137,7 @@ def test_a_directory_that_is_not_there_is_not_that_of_a_run(tmp_path):
 def test_a_run_that_died_before_its_config_was_written_starts_anew(data, claimed):
     (claimed / "config.json").unlink()
     config = config_with("training", seed=5)
-    assert claim_workdir(str(claimed), config, data).config == config
+    assert written_run(str(claimed), config, data).config == config
     assert open_workdir(str(claimed)).config == config
 
 

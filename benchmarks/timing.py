@@ -1,0 +1,51 @@
+"""How the speed benchmarks time `hm3 train`: whole runs of the command, from their metrics.jsonl."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import time
+
+import workload
+
+WARM_STEPS = 15
+LOG_STEPS = 5
+
+
+def run(command: list[str]) -> tuple[float, float, int]:
+    """Runs a command.
+
+    Returns:
+      (wall seconds, CPU seconds, peak resident bytes) of its process.
+
+    Raises:
+      RuntimeError: It failed.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{command} failed: {errors.decode()[-2000:]}")
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def time_training(folder: pathlib.Path, method: str, *flags: str) -> dict[str, float]:
+    """Returns the rates of `hm3 train` on W after its first steps.
+
+    Examples a second are from the lines of metrics.jsonl; CPU seconds are those of the whole run less those of a run
+    that ends after the first steps.
+    """
+    cpu_seconds = {}
+    for name, stop in (("warm", [f"--config.training.max_steps={WARM_STEPS}"]), ("whole", [])):
+        workdir = folder / f"run-{method}"
+        shutil.rmtree(workdir, ignore_errors=True)
+        logged = [f"--config.training.log_every_steps={LOG_STEPS}", *flags, *stop]
+        _, cpu_seconds[name], peak = run(workload.train_command(folder, workdir, method, *logged))
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    timed = [line for line in lines if "epoch_end" not in line and line["step"] > WARM_STEPS]
+    rows = len(timed) * LOG_STEPS * workload.BATCH
+    seconds = sum(LOG_STEPS * workload.BATCH / line["examples_per_second"] for line in timed)
+    cpu = (cpu_seconds["whole"] - cpu_seconds["warm"]) / rows * 1e5
+    return {"rows": rows, "examples_per_second": rows / seconds, "cpu_seconds": cpu, "peak_bytes": peak}
