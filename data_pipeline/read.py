@@ -26,6 +26,7 @@ from hm3_tf.features import Feature
 
 _LANES = 8
 WINDOW_ROWS = 131_072
+_ORDERED_WINDOW_ROWS = 16_384  # nothing is shuffled: small windows, so that the first batch is soon there
 
 
 def lane_count(global_batch_size: int, workers: int) -> int:
@@ -217,7 +218,9 @@ class Reader:
           A finite dataset of elements as in `training_dataset`, with `{carried column: [batch]}` as a fourth where
           columns are carried.
         """
-        return self._dataset(global_batch_size, None, 0, input_context or tf.distribute.InputContext(), WINDOW_ROWS, 1)
+        return self._dataset(
+            global_batch_size, None, 0, input_context or tf.distribute.InputContext(), _ORDERED_WINDOW_ROWS, 1
+        )
 
     def _dataset(
         self,
@@ -273,8 +276,9 @@ class _WindowReader:
         rows, present = self._row_order(window, base, size)
 
         decode = PARSERS[self._reader.index.record_format]
-        columns = decode(self._read_records(blocks), self._reader.columns)
-        return self._to_elements({name: tf.gather(values, rows) for name, values in columns.items()}, present)
+        inputs, labels, weights, *carried = self._to_rows(decode(self._read_records(blocks), self._reader.columns))
+        taken = tf.nest.map_structure(lambda values: tf.gather(values, rows), (inputs, labels, weights, *carried))
+        return (*taken[:2], taken[2] * present, *taken[3:])
 
     def _read_records(self, blocks: tf.Tensor) -> tf.Tensor:
         def read_block(file: tf.Tensor, offset: tf.Tensor, records: tf.Tensor) -> tf.data.Dataset:
@@ -287,7 +291,7 @@ class _WindowReader:
         return places.flat_map(read_block).batch(tf.reduce_sum(blocks[:, 2])).get_single_element()
 
     def _row_order(self, window: tf.Tensor, base: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns which decoded row stands at each place of the window's batches, and whether it is one of its own."""
+        """Returns which decoded row stands at each place of the window's batches, and 1 where it is one of its own, else 0."""
         plan = self._plan
         rows, present = [], []
         for position, lane in enumerate(plan.lanes):
@@ -296,8 +300,8 @@ class _WindowReader:
                 lane_seed = np.random.SeedSequence((*self._seed, lane)).generate_state(1, np.uint32)[0]
                 order = tf.random.experimental.stateless_shuffle(order, tf.stack([np.int64(lane_seed), window]))
             padding = [[0, plan.window_steps * plan.lane_rows - size[position]]]
-            rows.append(tf.pad(base[position] + order, padding))
-            present.append(tf.pad(tf.ones_like(order), padding))
+            rows.append(tf.pad(tf.cast(base[position] + order, tf.int32), padding))
+            present.append(tf.pad(tf.ones_like(order, tf.float32), padding))
         shape = [len(plan.lanes), plan.window_steps, plan.lane_rows]
         return self._interleave(rows, shape), self._interleave(present, shape)
 
@@ -306,11 +310,12 @@ class _WindowReader:
         beside = tf.transpose(tf.reshape(tf.stack(lanes), shape), [1, 0, 2])
         return tf.reshape(beside, [shape[1] * self._replicas, shape[0] * shape[2] // self._replicas])
 
-    def _to_elements(self, columns: dict[str, tf.Tensor], present: tf.Tensor) -> tuple:
+    def _to_rows(self, columns: dict[str, tf.Tensor]) -> tuple:
+        """Returns (inputs, labels, weights) of decoded rows, and what is carried: hashed ids are half of what they were."""
         reader = self._reader
-        weights = tf.cast(present, tf.float32)
         flags = label_rules.raw_flags(reader.schema.levels, columns)
         labels, violations = label_rules.nest(reader.schema.levels, flags)
+        weights = tf.ones_like(next(iter(labels.values())), tf.float32)
         if reader.nesting != "coerce" and violations:
             broken = tf.reduce_any(tf.stack(list(violations.values())), axis=0)
             if reader.nesting == "error":

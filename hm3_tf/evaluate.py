@@ -1,6 +1,7 @@
 """Predictions of a model over a split, and their figures."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from hm3_tf.model import ConversionModel, model_features, probabilities
 from hm3_tf.progress import Progress
 from hm3_tf.workdir import Workdir
 
-BATCH_ROWS = 8192
+BATCH_ROWS = 2048  # the activations of all towers stay in a processor's cache
 _TRUTH = ("truth_pctr", "truth_pcvr", "truth_pctcvr")
 
 
@@ -106,7 +107,7 @@ class Evaluator:
         """Returns log pairs [rows, levels + 1, 2], labels bool [rows, levels] and the truth float [rows, 3 or 0]."""
         parts = []
         with explained_read_errors(self._reader.index):
-            for features, levels, weights, *carried in self._dataset():
+            for features, levels, weights, *carried in self._dataset:
                 real = weights.numpy() > 0
                 labels = np.stack([levels[level].numpy() > 0 for level in self._levels], axis=1)
                 columns = [carried[0][name].numpy() for name in self._reader.carry] if carried else []
@@ -114,6 +115,7 @@ class Evaluator:
                 parts.append([array[real] for array in (self._predict(features).numpy(), labels, truth)])
         return tuple(gather(self._strategy, np.concatenate(part)) for part in zip(*parts))
 
+    @functools.cached_property
     def _dataset(self) -> tf.data.Dataset:
         context = input_context(self._strategy)
         return self._reader.ordered_dataset(BATCH_ROWS * context.num_input_pipelines, input_context=context)

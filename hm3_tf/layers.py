@@ -85,15 +85,19 @@ class HashedEmbeddings(keras.layers.Layer):
     def _embed(self, dim: int, variable: tf.Variable, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         tables = self._tables(dim)
         starts = dict(zip((t.name for t in tables), itertools.accumulate((t.rows for t in tables), initial=0)))
-        features = sorted((f for f in self._features if f.dim == dim), key=lambda f: f.length is not None)
-        ids = [inputs[f.name][:, tf.newaxis] if f.length is None else inputs[f.name] for f in features]
-        lengths = [f.length or 1 for f in features]
-        offsets = [starts[f.table] for f, length in zip(features, lengths) for _ in range(length)]
-        rows = tf.gather(variable, tf.concat(ids, axis=-1) + tf.constant(offsets, tf.int32))
-        singles = sum(f.length is None for f in features)
-        parts = [tf.reshape(rows[:, :singles], [-1, singles * dim])] if singles else []
-        several = tf.split(rows[:, singles:], lengths[singles:], axis=1) if singles < len(features) else []
-        parts += [_pool(f, i, r) for f, i, r in zip(features[singles:], ids[singles:], several)]
+        mine = [feature for feature in self._features if feature.dim == dim]
+        singles = [feature for feature in mine if feature.length is None]
+        several = [feature for feature in mine if feature.length is not None]
+        ids = [inputs[feature.name] for feature in several]
+        widths = [feature.length for feature in several]
+        if singles:
+            ids.insert(0, tf.transpose(tf.stack([inputs[feature.name] for feature in singles])))
+            widths.insert(0, len(singles))
+        offsets = [starts[f.table] for f in (*singles, *several) for _ in range(f.length or 1)]
+        rows = tf.gather(variable, tf.concat(ids, axis=1) + tf.constant(offsets, tf.int32))
+        pieces = tf.split(rows, widths, axis=1)
+        parts = [tf.reshape(pieces.pop(0), [-1, len(singles) * dim])] if singles else []
+        parts += [_pool(*feature) for feature in zip(several, ids[-len(several) :], pieces)]
         return tf.concat(parts, axis=-1)
 
 
