@@ -152,7 +152,7 @@ class ParallelTowers(keras.layers.Layer):
     """One multi-layer perceptron an edge on shared inputs.
 
     The first layer of all towers is one product, as they read the same inputs. The later layers are a product a tower:
-    on a processor that is faster than one batched product of all (docs/performance.md).
+    on a processor that is faster than one batched product of all.
 
     Args:
       base_rates: {edge: rate in (0, 1)} at which its logit starts.
