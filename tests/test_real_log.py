@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     assert _status(["convert", *convert, "--split=date:2022-05-02,2022-05-03"]) == 0
     train = ["--config=configs/kuairand.py:hm3", f"--data_dir={folder}/data", f"--workdir={folder}/run"]
     small = ["--config.model.tower_units=(16,)", "--config.model.embedding_dim=4", "--config.training.epochs=1"]
-    assert _status(["train", *train, *small, "--config.training.global_batch_size=4096"]) == 0
+    assert _status(["train", *train, *small, "--config.training.global_batch_size=1024"]) == 0
     return open_workdir(f"{folder}/run")
 
 
@@ -103,5 +103,5 @@ def write_requests(run, path) -> None:
     names = tuple(column.name for column in columns)
     batch = next(iter(Reader(index, run.schema, (), carry=names).ordered_dataset(ROWS)))
     arrays = {name: values.numpy() for name, values in batch[3].items()}
-    rows = pa.RecordBatch.from_pydict({c.name: pa.array(arrays[c.name], arrow_type(c)) for c in columns})
+    rows = pa.RecordBatch.from_pydict({c.name: pa.array(list(arrays[c.name]), arrow_type(c)) for c in columns})
     np.savez(path, **arrays, examples=np.array(encode_rows(rows, columns), object))
