@@ -5,7 +5,7 @@ write, and can be read in place. On disk as in memory a missing int64 is the sma
 empty and a missing float is NaN.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -31,12 +31,10 @@ def arrow_type(column: Column) -> pa.DataType:
     return value if column.shape == SCALAR else pa.list_(value)
 
 
-def _feature(column: Column, values: list) -> tf.train.Feature:
-    if column.dtype == "int64":
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    if column.dtype == "float":
-        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+def _values(feature: tf.train.Feature, dtype: str) -> MutableSequence:
+    """Returns the list of a Feature for values of a dtype, to be filled in place: composing messages copies them."""
+    lists = {"int64": "int64_list", "float": "float_list", "string": "bytes_list"}
+    return getattr(feature, lists[dtype]).value
 
 
 def flat_values(column: Column, array: pa.Array) -> np.ndarray:
@@ -62,14 +60,15 @@ def encode_packed(batch: pa.RecordBatch, columns: Sequence[Column]) -> bytes:
     Returns:
       A serialized tf.train.Example with the values of each column row after row.
     """
-    features = {ROWS_KEY: tf.train.Feature(int64_list=tf.train.Int64List(value=[batch.num_rows]))}
+    example = tf.train.Example()
+    features = example.features.feature
+    _values(features[ROWS_KEY], "int64").append(batch.num_rows)
     for column in columns:
         array = batch.column(column.name)
-        features[column.name] = _feature(column, flat_values(column, array).tolist())
+        _values(features[column.name], column.dtype).extend(flat_values(column, array).tolist())
         if column.shape == VARIABLE:
-            lengths = tf.train.Int64List(value=list_lengths(array).tolist())
-            features[column.name + _LENGTHS_SUFFIX] = tf.train.Feature(int64_list=lengths)
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+            _values(features[column.name + _LENGTHS_SUFFIX], "int64").extend(list_lengths(array).tolist())
+    return example.SerializeToString(deterministic=True)
 
 
 def encode_rows(batch: pa.RecordBatch, columns: Sequence[Column]) -> list[bytes]:
@@ -88,17 +87,14 @@ def encode_rows(batch: pa.RecordBatch, columns: Sequence[Column]) -> list[bytes]
         values.append(flat_values(column, array).tolist())
         lengths = np.ones(batch.num_rows, np.int64) if column.shape == SCALAR else list_lengths(array)
         starts.append(np.concatenate([[0], np.cumsum(lengths)]).tolist())
-    return [
-        tf.train.Example(
-            features=tf.train.Features(
-                feature={
-                    column.name: _feature(column, flat[start[row] : start[row + 1]])
-                    for column, flat, start in zip(columns, values, starts)
-                }
-            )
-        ).SerializeToString(deterministic=True)
-        for row in range(batch.num_rows)
-    ]
+    return [_encode_row(row, columns, values, starts) for row in range(batch.num_rows)]
+
+
+def _encode_row(row: int, columns: Sequence[Column], values: Sequence[list], starts: Sequence[list]) -> bytes:
+    example = tf.train.Example()
+    for column, flat, start in zip(columns, values, starts):
+        _values(example.features.feature[column.name], column.dtype).extend(flat[start[row] : start[row + 1]])
+    return example.SerializeToString(deterministic=True)
 
 
 def _pad(ragged: tf.RaggedTensor, column: Column) -> tf.Tensor:
