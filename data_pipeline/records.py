@@ -121,23 +121,38 @@ def parse_packed(serialized: tf.Tensor, columns: Sequence[Column]) -> dict[str, 
         if column.shape == VARIABLE:
             specs[column.name + _LENGTHS_SUFFIX] = tf.io.RaggedFeature(tf.int64)
     parsed = tf.io.parse_example(serialized, specs)
-    rows = tf.reduce_sum(parsed[ROWS_KEY])
-    return {column.name: _unpack(column, parsed, rows) for column in columns}
+    flat = {name: values.flat_values for name, values in parsed.items() if name != ROWS_KEY}
+    with tf.control_dependencies([_check_sizes(flat, columns, tf.reduce_sum(parsed[ROWS_KEY]))]):
+        return {column.name: _unpack(column, flat) for column in columns}
 
 
-def _unpack(column: Column, parsed: dict[str, tf.RaggedTensor | tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-    flat = parsed[column.name].flat_values
+def _check_sizes(flat: dict[str, tf.Tensor], columns: Sequence[Column], rows: tf.Tensor) -> tf.Operation:
+    """Fails when run if a column does not have a value for each row; one check for all columns, as each op costs."""
+    sizes = [(column, *pair) for column in columns for pair in _sizes(column, flat, rows)]
+    messages = [
+        f"column {column.name!r} of dtype {column.dtype} does not have its values for each row of a packed record"
+        for column, *_ in sizes
+    ]
+    right = tf.equal(tf.stack([found for _, found, _ in sizes]), tf.stack([expected for *_, expected in sizes]))
+    first_wrong = tf.gather(messages, tf.argmin(tf.cast(right, tf.int32)))
+    return tf.debugging.Assert(tf.reduce_all(right), [first_wrong])
+
+
+def _sizes(column: Column, flat: dict[str, tf.Tensor], rows: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Returns the sizes of a column's lists as (found, expected), int64 scalars."""
+    found = tf.size(flat[column.name], tf.int64)
+    if column.shape != VARIABLE:
+        return [(found, rows * (column.length or 1))]
+    lengths = flat[column.name + _LENGTHS_SUFFIX]
+    return [(tf.size(lengths, tf.int64), rows), (found, tf.reduce_sum(lengths))]
+
+
+def _unpack(column: Column, flat: dict[str, tf.Tensor]) -> tf.Tensor:
+    values = tf.identity(flat[column.name])
     if column.shape == VARIABLE:
-        lengths = parsed[column.name + _LENGTHS_SUFFIX].flat_values
-        found, expected = tf.stack([tf.size(lengths), tf.size(flat)]), tf.stack([rows, tf.reduce_sum(lengths)])
-    else:
-        found, expected = tf.size(flat)[tf.newaxis], rows[tf.newaxis] * (column.length or 1)
-    message = f"column {column.name!r} of dtype {column.dtype} does not have its values for each row of a packed record"
-    with tf.control_dependencies([tf.debugging.assert_equal(tf.cast(found, tf.int64), expected, message)]):
-        flat = tf.identity(flat)
-    if column.shape == VARIABLE:
-        return _pad(tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False), column)
-    return flat if column.shape == SCALAR else tf.reshape(flat, [-1, column.length])
+        lengths = flat[column.name + _LENGTHS_SUFFIX]
+        return _pad(tf.RaggedTensor.from_row_lengths(values, lengths, validate=False), column)
+    return values if column.shape == SCALAR else tf.reshape(values, [-1, column.length])
 
 
 def parse_rows(serialized: tf.Tensor, columns: Sequence[Column]) -> dict[str, tf.Tensor]:
