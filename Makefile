@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 LATEST ?= .venv-latest
 DEMO ?= demo-out
+BENCH ?= bench-out
 HM3 = $(VENV)/bin/hm3
 
-.PHONY: install demo test test-latest lint format bench requirements clean
+.PHONY: install demo test test-latest lint format bench bench-peers requirements clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt setup.py
@@ -47,9 +48,20 @@ format: install
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# Each prints its figures; they are in benchmarks/results.md.
 bench: install
-	$(VENV)/bin/python benchmarks/reading.py
-	$(VENV)/bin/python benchmarks/optimizer.py
+	for name in reading training tables evaluation start optimizer; do \
+	  echo "== $$name" && $(VENV)/bin/python benchmarks/$$name.py || exit 1; \
+	done
+
+# DeepCTR 0.9.4 pins an h5py that Python 3.11 cannot build, so its requirements are installed by hand.
+bench-peers: install $(BENCH)/deepctr/.installed $(BENCH)/torch-rechub/.installed
+	$(VENV)/bin/python benchmarks/peers/compare.py --folder=$(BENCH)
+$(BENCH)/%/.installed: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	[ $* != deepctr ] || $(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps deepctr==0.9.4
+	touch $@
 
 requirements:
 	$(PYTHON) -m venv .venv-resolver
@@ -63,4 +75,4 @@ requirements:
 	rm -rf .venv-resolver
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LATEST) $(DEMO) $(BENCH) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,21 +31,29 @@ def run(command: list[str]) -> tuple[float, float, int]:
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def time_training(folder: pathlib.Path, method: str, *flags: str) -> dict[str, float]:
-    """Returns the rates of `hm3 train` on W after its first steps.
+def train(folder: pathlib.Path, method: str, *flags: str) -> tuple[float, float, int]:
+    """Runs `hm3 train` on W in a new workdir, `folder`/run-METHOD.
 
-    Examples a second are from the lines of metrics.jsonl; CPU seconds are those of the whole run less those of a run
-    that ends after the first steps.
+    Returns:
+      (examples a second after the first steps, 0 where there were no more; CPU seconds and peak resident bytes of the whole
+      process).
     """
-    cpu_seconds = {}
-    for name, stop in (("warm", [f"--config.training.max_steps={WARM_STEPS}"]), ("whole", [])):
-        workdir = folder / f"run-{method}"
-        shutil.rmtree(workdir, ignore_errors=True)
-        logged = [f"--config.training.log_every_steps={LOG_STEPS}", *flags, *stop]
-        _, cpu_seconds[name], peak = run(workload.train_command(folder, workdir, method, *logged))
+    workdir = folder / f"run-{method}"
+    shutil.rmtree(workdir, ignore_errors=True)
+    logged = f"--config.training.log_every_steps={LOG_STEPS}"
+    _, cpu_seconds, peak = run(workload.train_command(folder, workdir, method, logged, *flags))
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     timed = [line for line in lines if "epoch_end" not in line and line["step"] > WARM_STEPS]
-    rows = len(timed) * LOG_STEPS * workload.BATCH
     seconds = sum(LOG_STEPS * workload.BATCH / line["examples_per_second"] for line in timed)
-    cpu = (cpu_seconds["whole"] - cpu_seconds["warm"]) / rows * 1e5
-    return {"rows": rows, "examples_per_second": rows / seconds, "cpu_seconds": cpu, "peak_bytes": peak}
+    return len(timed) * LOG_STEPS * workload.BATCH / seconds if timed else 0.0, cpu_seconds, peak
+
+
+def time_training(folder: pathlib.Path, method: str) -> dict[str, float]:
+    """Returns the rates of `hm3 train` on W after its first steps.
+
+    CPU seconds are those of the whole run less those of a run that ends after the first steps, per 100,000 examples.
+    """
+    _, warm_seconds, _ = train(folder, method, f"--config.training.max_steps={WARM_STEPS}")
+    rate, cpu_seconds, _ = train(folder, method)
+    rows = workload.ROWS - WARM_STEPS * workload.BATCH
+    return {"rows": rows, "examples_per_second": rate, "cpu_seconds": (cpu_seconds - warm_seconds) / rows * 1e5}
