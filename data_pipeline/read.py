@@ -25,7 +25,7 @@ from hm3_tf.errors import ConfigError
 from hm3_tf.features import Feature
 
 _LANES = 8
-WINDOW_ROWS = 131_072
+WINDOW_ROWS = 65_536
 _ORDERED_WINDOW_ROWS = 16_384  # nothing is shuffled: small windows, so that the first batch is soon there
 
 

@@ -99,7 +99,7 @@ class DataConfig(_Section):
     """
 
     nesting: str = "coerce"
-    shuffle_rows: int = 131_072
+    shuffle_rows: int = 65_536
 
 
 @dataclasses.dataclass

@@ -66,7 +66,7 @@ def test_a_run_that_has_not_started_leaves_no_file(data, tmp_path):
         ("model", "embedding_dim", 5, "4"),
         ("model", "features", ("position", "price"), "['position'"),
         ("data", "nesting", "drop", "'coerce'"),
-        ("data", "shuffle_rows", 512, "131072"),
+        ("data", "shuffle_rows", 512, "65536"),
         ("training", "learning_rate", 0.02, "0.01"),
         ("training", "global_batch_size", 256, "512"),
         ("training", "optimizer", "adam", "'lazy_adam'"),
