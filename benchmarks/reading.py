@@ -2,8 +2,8 @@
 
 python benchmarks/reading.py
 
-26 id columns (Zipf 1.1 over 100,000 ids each) and two labels; hashed, shuffled, in batches of 4,096. Then the same with a column
-of strings, a number and a list of 1 to 10 ids more. All in turn, medians over rounds: ratios within one run.
+26 id columns (Zipf 1.1 over 100,000 ids each) and two labels; hashed, shuffled, in batches of 4,096. Then the same with
+a column of strings, a number and a list of 1 to 10 ids more. All in turn, medians over rounds: ratios within one run.
 """
 
 import os
