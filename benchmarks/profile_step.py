@@ -84,14 +84,14 @@ def self_times(folder: str) -> collections.Counter[str]:
 def input_wait(config: Config, data: DataFolder, reader: Reader) -> float:
     """Returns the seconds a step that a loop of steps waits for its next batch."""
     model = build_model(config, data.schema, data.statistics()["train"])
-    step = model.make_train_function()
+    step = tf.function(model.train_step)
     batches = iter(reader.training_dataset(workload.BATCH, seed=0, epoch=0))
     waits = []
     for _ in range(FIRST + STEPS):
         start = time.perf_counter()
         batch = next(batches)
         waits.append(time.perf_counter() - start)
-        step(iter([batch]))
+        step(batch)
     return sum(waits[FIRST:]) / STEPS
 
 

@@ -2,6 +2,8 @@
 
 hm3 convert --source=kuairand --input=KuaiRand-Pure --output_dir=data/kuairand --split=date:2022-05-02,2022-05-03
 hm3 train --config=configs/kuairand.py:hm3 --data_dir=data/kuairand --workdir=runs/hm3
+
+About a minute on two cores. On ten days of the log (README) HM3 has test AUCs of about .722 (CTR), .742 (CVR) and .774 (CTCVR).
 """
 
 from hm3_tf.config import Config, LossWeights, ModelConfig, TrainingConfig

@@ -235,6 +235,8 @@ def _typed(batch: SourceBatch, column: Column) -> pa.Array:
         ) from error
     if column.dtype == "float" and column.role != "ignored":
         _refuse_non_finite(batch, column, array)
+    if column.role == "weight":
+        _refuse_negative(batch, column, array)
     if column.shape and column.shape[0] is not None:
         _refuse_other_lengths(batch, column, array)
     return array
@@ -242,11 +244,18 @@ def _typed(batch: SourceBatch, column: Column) -> pa.Array:
 
 def _castable(raw: pa.Array, target: pa.DataType) -> pa.Array:
     """Casts numbers to text before bytes, and integers to double before float: Arrow does not go there in one step."""
-    if pa.types.is_binary(target) and not pa.types.is_large_string(raw.type):
+    if pa.types.is_binary(target) and not _is_text(raw.type):
         return pc.cast(raw, pa.string())
+    if pa.types.is_int64(target) and pa.types.is_uint64(raw.type):
+        return raw.view(pa.int64())  # ids are hashed by their bits
     if pa.types.is_float32(target) and pa.types.is_integer(raw.type):
         return pc.cast(raw, pa.float64(), safe=False)
     return raw
+
+
+def _is_text(arrow: pa.DataType) -> bool:
+    tests = (pa.types.is_large_string, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(test(arrow) for test in tests)
 
 
 def _refuse_non_finite(batch: SourceBatch, column: Column, array: pa.Array) -> None:
@@ -259,6 +268,16 @@ def _refuse_non_finite(batch: SourceBatch, column: Column, array: pa.Array) -> N
         raise DataError(
             f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected a finite number, or null for a "
             f"missing one, got {flat[place].as_py()}; mend the log, or give the column the role 'ignored'"
+        )
+
+
+def _refuse_negative(batch: SourceBatch, column: Column, array: pa.Array) -> None:
+    negative = pc.fill_null(pc.less(array, 0), False).to_numpy(zero_copy_only=False)
+    if negative.any():
+        row = int(np.argmax(negative))
+        raise DataError(
+            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected a weight of at least 0, got "
+            f"{array[row].as_py()}; mend the log"
         )
 
 

@@ -144,7 +144,7 @@ def _expected(schema: Schema) -> Sequence[Column]:
 
 
 _READ_ERRORS = (
-    r"column '[^']*' of dtype \w+ does not have its values[^\n;\]]*"
+    r"column '[^']*' of dtype \w+ does not have its values[^\n;\]]*|column '[^']*' holds a weight below 0"
     r"|data\.nesting is 'error', but[^\n;]*|Key: [^\n;]*|Could not parse example[^\n;]*"
 )
 

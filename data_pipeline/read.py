@@ -252,10 +252,13 @@ class Reader:
         return known_length.prefetch(tf.data.AUTOTUNE)
 
 
-def _present_weight(values: tf.Tensor) -> tf.Tensor:
-    """Returns sample weights float32 [...], 1 where one is missing."""
+def _present_weight(column: Column, values: tf.Tensor) -> tf.Tensor:
+    """Returns sample weights float32 [...], 1 where one is missing; fails when run if one is negative."""
     missing = tf.math.is_nan(values) if values.dtype.is_floating else tf.equal(values, MISSING_INT64)
-    return tf.where(missing, 1.0, tf.cast(values, tf.float32))
+    weights = tf.where(missing, 1.0, tf.cast(values, tf.float32))
+    message = f"column {column.name!r} holds a weight below 0"
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(weights >= 0), [message])]):
+        return tf.identity(weights)
 
 
 class _WindowReader:
@@ -324,7 +327,7 @@ class _WindowReader:
                     weights = tf.identity(weights)
             weights *= tf.cast(~broken, tf.float32)
         for column in reader.schema.with_role("weight") if reader.sample_weights else ():
-            weights *= _present_weight(columns[column.name])
+            weights *= _present_weight(column, columns[column.name])
         inputs = network_inputs(columns, reader.features)
         levels = {name: tf.cast(v, tf.float32) for name, v in label_rules.merge(labels, reader.merged_levels).items()}
         carried = ({name: columns[name] for name in reader.carry},) if reader.carry else ()

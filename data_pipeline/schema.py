@@ -6,6 +6,7 @@ columns make. It is all that training needs to know about a log.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ ROLES = ("feature", "behavior", "weight", "group", "ignored", "truth")
 SCALAR: tuple[int | None, ...] = ()
 VARIABLE: tuple[int | None, ...] = (None,)
 FORMAT_VERSION = 1
+
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_./>-]*")  # what TensorFlow can name an input of a signature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,10 @@ class Column:
             raise ConfigError(f"schema: column {self.name!r}: {problem}")
 
     def _problem(self) -> str:
+        if "#" in self.name:
+            return "expected a name without '#', which packed records use for themselves; rename the column"
+        if self.is_input and not _TENSOR_NAME.fullmatch(self.name):
+            return "expected letters, digits and any of _ . - / > in the name of an input; rename the column"
         if self.dtype not in DTYPES:
             return f"expected a dtype of {DTYPES}, got {self.dtype!r}; {did_you_mean(self.dtype, DTYPES)}"
         if self.role not in ROLES:
@@ -145,6 +152,10 @@ class Schema:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ConfigError(f"schema: expected {kind} with names of their own, got twice: {twice}")
+        inputs = [column.name.lower() for column in self.inputs]
+        alike = [column.name for column in self.inputs if inputs.count(column.name.lower()) > 1]
+        if alike:
+            raise ConfigError(f"schema: expected inputs whose names differ by more than case, got {alike}; rename one")
         if not self.levels:
             raise ConfigError("schema: expected at least one behavior level, got none")
         weights = [column.name for column in self.columns if column.role == "weight"]

@@ -52,7 +52,7 @@ def read_text(path: str, remedy: str) -> str:
       Its text.
 
     Raises:
-      DataError: There is no such file.
+      DataError: There is no such file, or it is not text.
     """
     open_file_system(path)
     try:
@@ -60,6 +60,9 @@ def read_text(path: str, remedy: str) -> str:
             return file.read()
     except tf.errors.NotFoundError as error:
         raise DataError(f"{path}: expected a file, found none; {remedy}") from error
+    except (UnicodeDecodeError, tf.errors.OpError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: expected a text file, got: {reason}; {remedy}") from error
 
 
 def write_text(path: str, text: str) -> None:
@@ -90,6 +93,8 @@ def staged_file(path: str) -> Iterator[str]:
       Hm3Error: The folder cannot be written.
     """
     open_file_system(path)
+    if tf.io.gfile.isdir(path):
+        raise Hm3Error(f"{path}: expected the name of a file to write, got a folder; name a file in it")
     make_folder(os.path.dirname(path) or ".")
     temporary = f"{path}.tmp-{os.getpid()}"
     try:

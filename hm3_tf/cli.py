@@ -3,17 +3,15 @@
 import dataclasses
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from data_pipeline.labels import NESTING_POLICIES
 from hm3_tf import __version__
-from hm3_tf import config as configs
+from hm3_tf.config_files import define_config, explain_unknown_field
 from hm3_tf.errors import Hm3Error, UsageError, did_you_mean
 
 SPLIT_HELP = "date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY or fraction:TRAIN,VALIDATION,TEST"
@@ -112,36 +110,18 @@ def _print_splits(output_dir: str, splits: dict) -> None:
 
 
 def _define_train(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Config file, as configs/hm3.py or file.py:argument.",
-        flag_values=values,
-        sys_argv=["hm3 train", *arguments],
-    )
+    define_config(values, arguments)
     _string(values, "data_dir", None, "Data folder.")
     _string(values, "workdir", None, "Directory of the run; the same config resumes it.")
 
 
 def _train(values: flags.FlagValues) -> None:
-    config = _given_config(values)
     from hm3_tf.train import train_and_evaluate
 
-    figures = train_and_evaluate(config, values.data_dir, values.workdir)
+    figures = train_and_evaluate(values.config, values.data_dir, values.workdir)
     print(f"trained {values.workdir}")
     if figures:
         _print_metrics({"split": "validation", **figures})
-
-
-def _given_config(values: flags.FlagValues) -> configs.Config:
-    try:
-        _ = values.config.model  # a file that cannot be read says so only now
-    except Exception as error:
-        name = config_flags.get_config_filename(values["config"])
-        raise UsageError(f"--config={name}: expected a config file, got: {error!r}") from error
-    if not isinstance(values.config, configs.Config):
-        raise UsageError(f"--config: expected get_config() to return a hm3_tf.config.Config, got {type(values.config)}")
-    return values.config
 
 
 def _print_metrics(metrics: dict) -> None:
@@ -232,28 +212,19 @@ def _parse(name: str, arguments: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     verb.define(values, arguments)
     flags.DEFINE_bool("traceback", False, "Show the traceback of an error.", flag_values=values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
+    if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(arguments):
         print(f"hm3 {name}: {verb.summary}\n{values.get_help()}")
         raise SystemExit(0)
     try:
         rest = values([f"hm3 {name}", *arguments])[1:]
     except (flags.Error, KeyError, AttributeError) as error:
-        raise UsageError(f"hm3 {name}: {_with_hint(str(error.args[0] if error.args else error))}") from error
+        raise UsageError(f"hm3 {name}: {explain_unknown_field(str(error.args[0] if error.args else error))}") from error
     if rest:
         raise UsageError(f"hm3 {name}: expected flags only, got {rest}")
     missing = [f"--{flag}" for flag in verb.required if values[flag].value is None]
     if missing:
         raise UsageError(f"hm3 {name}: expected {', '.join(missing)}; see hm3 {name} --help")
     return values
-
-
-def _with_hint(message: str) -> str:
-    """Adds the closest field to what ml_collections says of an unknown one."""
-    unknown = re.search(r"Field (\w+) not found on dataclass <class 'hm3_tf\.config\.(\w+)'>", message)
-    if not unknown:
-        return message
-    known = [field.name for field in dataclasses.fields(getattr(configs, unknown[2]))]
-    return f"unknown config field {unknown[1]!r}; {did_you_mean(unknown[1], known)}"
 
 
 def _run(arguments: Sequence[str]) -> None:

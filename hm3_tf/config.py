@@ -202,6 +202,7 @@ def checked(config: Config) -> Config:
         _require(value > 0, name, "a number above 0", value)
     for name in ("max_steps", "edge_loss_weight", "early_stopping_epochs", "seed"):
         _require(getattr(training, name) >= 0, f"training.{name}", "a number of at least 0", getattr(training, name))
+    _require(training.seed < 2**32, "training.seed", "a number below 2**32", training.seed)
     _require(0 <= model.dropout < 1, "model.dropout", "a share in [0, 1)", model.dropout)
     _require(model.cross_layers >= 0, "model.cross_layers", "a number of at least 0", model.cross_layers)
     _require_one_of(config.data.nesting, NESTING_POLICIES, "data.nesting")

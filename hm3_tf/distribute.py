@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from hm3_tf.errors import Hm3Error
 
+_JOBS = ("chief", "worker")  # that train; the first of them is the chief
 _REMEDY = (
     'set it to {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": n}}, the same cluster and '
     "another index on each worker"
@@ -28,12 +29,28 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     Raises:
       Hm3Error: `multi_worker` without a usable TF_CONFIG, or its port is taken.
     """
+    if name != "multi_worker":
+        _refuse_idle_cluster(name)
     if name == "mirrored":
         return tf.distribute.MirroredStrategy()
     if name == "multi_worker":
         _check_tf_config()
         return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.OneDeviceStrategy("/gpu:0" if tf.config.list_physical_devices("GPU") else "/cpu:0")
+
+
+def _refuse_idle_cluster(name: str) -> None:
+    """Refuses a strategy of one machine where TF_CONFIG names several: each would train the whole log by itself."""
+    try:
+        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")["cluster"]
+        tasks = sum(len(cluster.get(job, ())) for job in _JOBS)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return
+    if tasks > 1:
+        raise Hm3Error(
+            f"distribution.strategy={name}: expected no cluster, but TF_CONFIG names one of {tasks} tasks; set "
+            "--config.distribution.strategy=multi_worker, or unset TF_CONFIG"
+        )
 
 
 def _check_tf_config() -> None:
@@ -63,7 +80,10 @@ def _check_tf_config() -> None:
 
 def _own_address(config: Any) -> str:
     try:
-        return config["cluster"][config["task"]["type"]][int(config["task"]["index"])]
+        job, index = config["task"]["type"], int(config["task"]["index"])
+        if job not in _JOBS or index < 0:
+            raise ValueError(f"task {job} {index}")
+        return str(config["cluster"][job][index])
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise Hm3Error(
             f"TF_CONFIG: expected this worker's task among the addresses of its cluster, got {config!r} ({error!r}); {_REMEDY}"
@@ -76,7 +96,7 @@ def input_context(strategy: tf.distribute.Strategy) -> tf.distribute.InputContex
     if resolver is None or not resolver.task_type:
         return tf.distribute.InputContext(1, 0, strategy.num_replicas_in_sync)
     cluster = resolver.cluster_spec()
-    tasks = [(job, i) for job in ("chief", "worker") if job in cluster.jobs for i in range(cluster.num_tasks(job))]
+    tasks = [(job, i) for job in _JOBS if job in cluster.jobs for i in range(cluster.num_tasks(job))]
     this = tasks.index((resolver.task_type, resolver.task_id))
     return tf.distribute.InputContext(len(tasks), this, strategy.num_replicas_in_sync)
 

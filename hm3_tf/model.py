@@ -170,6 +170,18 @@ def _check_gates(method: Method, schema: Schema) -> None:
                 f"the behavior graph of {method.name!r}: expected its gate {behavior.name!r} to be a gate of the log, which "
                 f'has {gates}; give the level "gate": true in the schema, or take the gate out of the graph'
             )
+    order = {level.name: place for place, level in enumerate(schema.levels)}
+    for graph in method.graphs:
+        parts = [[name for name in method.merged_levels.get(v, (v,)) if name in order] for v in graph.levels]
+        for i, behavior in enumerate(graph.behaviors):
+            early = [
+                name for later in parts[i + 1 :] for name in later if any(order[name] < order[g] for g in parts[i])
+            ]
+            if behavior.gate and early:
+                raise ConfigError(
+                    f"schema: expected the gate {behavior.name!r} before the levels it gates in {method.name!r}, but {early} "
+                    "stand before it; put the levels into the order of the hierarchy"
+                )
 
 
 def build_model(config: Config, schema: Schema, statistics: SplitStatistics | None = None) -> ConversionModel:

@@ -13,6 +13,7 @@ from hm3_tf.features import Feature, HashedFeature, NumericFeature
 from hm3_tf.layers import HashedEmbeddings, NumericInputs, ParallelTowers, ProbabilityGraph
 from hm3_tf.methods import Method
 
+_OURS = "hm3/"  # begins the names of all layers but the inputs, which have those of their columns
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
@@ -65,11 +66,11 @@ def build_network(
             config.tower_units,
             config.dropout,
             _layer_seed(seed, f"towers{name}"),
-            name=f"towers{name}",
+            name=f"{_OURS}towers{name}",
             dtype=_POLICIES[precision],
         )
         logits |= towers(trunk)
-    log_probs = ProbabilityGraph(method.graphs, name="probability_graph")(logits)
+    log_probs = ProbabilityGraph(method.graphs, name=f"{_OURS}probability_graph")(logits)
     return keras.Model(inputs, {"log_probs": log_probs, "edge_logits": logits}, name=method.name)
 
 
@@ -86,12 +87,12 @@ def _trunk(
     numeric = [feature for feature in features if isinstance(feature, NumericFeature)]
     parts = []
     if hashed:
-        embeddings = HashedEmbeddings(hashed, _layer_seed(seed, f"embeddings{name}"), name=f"embeddings{name}")
+        embeddings = HashedEmbeddings(hashed, _layer_seed(seed, f"embeddings{name}"), name=f"{_OURS}embeddings{name}")
         parts.append(embeddings({f.name: inputs[f.name] for f in hashed}))
     if numeric:
-        parts.append(NumericInputs(numeric, name=f"numeric{name}")({f.name: inputs[f.name] for f in numeric}))
-    trunk = start = keras.layers.Concatenate(name=f"inputs{name}")(parts) if len(parts) > 1 else parts[0]
+        parts.append(NumericInputs(numeric, name=f"{_OURS}numeric{name}")({f.name: inputs[f.name] for f in numeric}))
+    trunk = start = keras.layers.Concatenate(name=f"{_OURS}inputs{name}")(parts) if len(parts) > 1 else parts[0]
     for i in range(config.cross_layers):
         kernel = keras.initializers.TruncatedNormal(stddev=0.05, seed=_layer_seed(seed, f"cross{name}_{i}"))
-        trunk = tfrs.layers.dcn.Cross(kernel_initializer=kernel, name=f"cross{name}_{i}")(start, trunk)
+        trunk = tfrs.layers.dcn.Cross(kernel_initializer=kernel, name=f"{_OURS}cross{name}_{i}")(start, trunk)
     return trunk

@@ -1,5 +1,6 @@
 """Training of a run: epochs, checkpoints, logs, validation, early stopping."""
 
+import contextlib
 import json
 import logging
 import math
@@ -29,23 +30,31 @@ class MetricsLog:
     Args:
       run: The run's directory.
       step: Steps that the restored checkpoint has taken; lines of later ones are dropped, as they will be taken again.
+      epoch: Epochs it has ended; ends of later ones are dropped too.
     """
 
-    def __init__(self, run: Workdir, step: int) -> None:
+    def __init__(self, run: Workdir, step: int, epoch: int) -> None:
         self._path = run.file(METRICS_FILE)
         if tf.io.gfile.exists(self._path):
             *lines, _ = storage.read_text(self._path, "").split("\n")  # what follows the last end of a line is torn
-            storage.write_text(self._path, "".join(f"{x}\n" for x in lines if json.loads(x)["step"] <= step))
-        self._board = tf.summary.create_file_writer(run.file("tensorboard"))
+            kept = [line for line in lines if self._is_past(json.loads(line), step, epoch)]
+            storage.write_text(self._path, "".join(f"{line}\n" for line in kept))
+        with storage.explained(run.path):
+            self._board = tf.summary.create_file_writer(run.file("tensorboard"))
+
+    @staticmethod
+    def _is_past(figures: dict[str, Any], step: int, epoch: int) -> bool:
+        return figures["step"] <= step and not (figures.get("epoch_end") and figures["epoch"] >= epoch)
 
     def write(self, figures: dict[str, Any]) -> None:
         """Adds a line of figures, one of which is `step`."""
-        with tf.io.gfile.GFile(self._path, "a") as file:
-            file.write(json.dumps(figures) + "\n")
-        with self._board.as_default(step=figures["step"]):
-            for name, value in _scalars("", figures):
-                tf.summary.scalar(name, value)
-        self._board.flush()
+        with storage.explained(self._path):
+            with tf.io.gfile.GFile(self._path, "a") as file:
+                file.write(json.dumps(figures) + "\n")
+            with self._board.as_default(step=figures["step"]):
+                for name, value in _scalars("", figures):
+                    tf.summary.scalar(name, value)
+            self._board.flush()
 
 
 def _scalars(prefix: str, figures: dict[str, Any]) -> list[tuple[str, float]]:
@@ -95,15 +104,22 @@ class Trainer(keras.callbacks.Callback):
             )
         self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
         lanes = lane_count(self._config.global_batch_size, workers)
-        order = {"rows": self._reader.index.rows, "lanes": lanes}  # what the rows of a step depend on beside the seed
+        order = {
+            "log": self._reader.index.fingerprint,
+            "lanes": lanes,
+        }  # what a step reads depends on them and the seed
         self._order = {name: tf.Variable(value, dtype=tf.int64, name=name) for name, value in order.items()}
         self._best = {"value": tf.Variable(-math.inf, dtype=tf.float64), "epoch": tf.Variable(0, dtype=tf.int64)}
+        sums = self._model.loss_meter.sums
+        self._epoch_sums = tf.Variable(tf.zeros_like(sums))  # of the losses of the epoch's steps before the checkpoint
+        self._sums_before = tf.zeros_like(sums)  # of the steps of the epoch that another process took
         checkpoint = tf.train.Checkpoint(
             network=self._model.network,
             optimizer=self._model.optimizer,
             position=self._position,
             order=self._order,
             best=self._best,
+            epoch_sums=self._epoch_sums,
         )
         self._latest = tf.train.CheckpointManager(checkpoint, run.file("checkpoints"), self._config.keep_checkpoints)
         best = tf.train.Checkpoint(network=self._model.network)
@@ -112,15 +128,16 @@ class Trainer(keras.callbacks.Callback):
             checkpoint.restore(self._latest.latest_checkpoint).assert_existing_objects_matched()
             self._refuse_other_order(order)
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
+            self._sums_before = self._epoch_sums.read_value()
             _LOGGER.info("resuming at step %d from %s", self._at("step"), self._latest.latest_checkpoint)
 
     def _refuse_other_order(self, order: dict[str, int]) -> None:
         """Refuses to resume on another log, or within an epoch whose steps would have other rows."""
         saved = {name: int(variable.numpy()) for name, variable in self._order.items()}
-        if saved["rows"] != order["rows"]:
+        if saved["log"] != order["log"]:
             raise Hm3Error(
-                f"{self._run.path}: expected the log of the run it holds, of {saved['rows']:,} training rows, got one of "
-                f"{order['rows']:,}; use another --workdir, or the same log"
+                f"{self._run.path}: expected the log of the run it holds, but the training shards in {self._run.data_dir} "
+                "are of other sizes; use another --workdir, or the same log"
             )
         if saved["lanes"] != order["lanes"] and self._at("epoch_step"):
             raise Hm3Error(
@@ -141,11 +158,15 @@ class Trainer(keras.callbacks.Callback):
 
         Raises:
           DataError: A shard is corrupt, or its records do not hold what the schema says.
-          Hm3Error: The loss is not finite.
+          Hm3Error: The loss is not finite, another process trains in the workdir, or it cannot be written.
         """
+        with self._run.lock() if self._chief else contextlib.nullcontext():
+            return self._train()
+
+    def _train(self) -> dict[str, Any]:
         if self._chief:
             self._run.write()
-        self._log = MetricsLog(self._run, self._at("step")) if self._chief else None
+        self._log = MetricsLog(self._run, self._at("step"), self._at("epoch")) if self._chief else None
         figures: dict[str, Any] = {}
         while self._at("epoch") < self._config.epochs and not self._is_finished():
             self._train_epoch()
@@ -190,7 +211,8 @@ class Trainer(keras.callbacks.Callback):
         title = f"epoch {epoch + 1} of {config.epochs}"
         with Progress(title, self._epoch_steps, "steps") as self._progress, explained_read_errors(self._reader.index):
             self._progress.advance(start)
-            self._since = tf.zeros_like(self._model.loss_meter.sums)
+            self._since = tf.zeros_like(self._sums_before)
+            self._sums_before = self._epoch_sums.read_value() if start else self._since
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
             self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
         taken = self._at("step") - self._epoch_start[1]
@@ -240,6 +262,7 @@ class Trainer(keras.callbacks.Callback):
 
     def _save(self) -> None:
         self._log_interval()
+        self._epoch_sums.assign(self._sums_before + self._model.loss_meter.sums)
         if self._chief:
             with storage.explained(self._run.file("checkpoints")):
                 self._latest.save(self._at("step"))
@@ -250,10 +273,10 @@ class Trainer(keras.callbacks.Callback):
             self._write(self._interval_figures())
 
     def _validate(self) -> dict[str, Any]:
-        """Logs the end of an epoch, evaluates, and keeps the best weights."""
-        step, epoch = self._at("step"), self._at("epoch")
-        losses = self._model.loss_meter.means(tf.zeros_like(self._model.loss_meter.sums))
-        line = {"step": step, "epoch": epoch, "epoch_end": True, "loss": losses.pop("loss"), "losses": losses}
+        """Logs the end of an epoch or of `max_steps`, evaluates, and keeps the best weights."""
+        step, epoch, ended = self._at("step"), self._at("epoch"), not self._at("epoch_step")
+        losses = self._model.loss_meter.means(-self._sums_before)
+        line = {"step": step, "epoch": epoch - ended, "epoch_end": ended, "loss": losses.pop("loss"), "losses": losses}
         rows = (step - self._epoch_start[1]) * self._config.global_batch_size
         line["examples_per_second"] = rows / max(time.monotonic() - self._epoch_start[0], 1e-9)
         if self._evaluator is None:

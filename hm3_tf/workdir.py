@@ -1,7 +1,11 @@
 """A run's directory: what it was asked, what it read, and its checkpoints."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -17,9 +21,13 @@ from hm3_tf.model import ConversionModel, build_model
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
+LOCK_FILE = "lock"
 METRICS_FILE = "metrics.jsonl"
 _MAY_CHANGE = {  # fields that say how long and how closely watched a run is, not what it computes
-    "training": ("epochs", "max_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"),
+    "training": (
+        *("epochs", "max_steps", "early_stopping_epochs"),
+        *("log_every_steps", "checkpoint_every_steps", "keep_checkpoints"),
+    ),
     "distribution": ("strategy",),
 }
 
@@ -33,7 +41,7 @@ class Workdir:
       config: The run's config.
       schema: Schema of the log it trains on.
       train: Statistics of the training split.
-      data_dir: The data folder it trains on.
+      data_dir: The data folder it trains on, as an absolute path.
     """
 
     path: str
@@ -57,6 +65,31 @@ class Workdir:
         storage.write_text(self.file(STATISTICS_FILE), stats.to_json({"train": self.train}))
         storage.write_text(self.file(RUN_FILE), json.dumps({"data_dir": self.data_dir, "versions": versions}, indent=1))
         storage.write_text(self.file(CONFIG_FILE), configs.to_json(self.config))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the directory for one training within the block; the lock ends with the process, however that ends.
+
+        A remote directory has no locks.
+
+        Raises:
+          Hm3Error: Another process trains in the directory, or it cannot be written.
+        """
+        if storage.is_remote(self.path):
+            yield
+            return
+        storage.make_folder(self.path)
+        with contextlib.ExitStack() as stack:
+            with storage.explained(self.path):
+                file = stack.enter_context(open(self.file(LOCK_FILE), "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Hm3Error(
+                    f"{self.path}: expected no other training here, but a process holds {LOCK_FILE}; wait for it, or use "
+                    "another --workdir"
+                ) from error
+            yield
 
     def build_model(self) -> ConversionModel:
         """Returns the run's model, with new weights."""
@@ -121,13 +154,12 @@ def claim_workdir(path: str, config: Config, data: DataFolder) -> Workdir:
       Hm3Error: The directory holds a run of another config or another log.
     """
     storage.open_file_system(path)
+    data_dir = data.path if storage.is_remote(data.path) else os.path.abspath(data.path)
     if tf.io.gfile.exists(storage.join(path, CONFIG_FILE)):
         before = open_workdir(path)
         _refuse_other_run(before, config, data)
-        run = dataclasses.replace(before, config=config, data_dir=data.path)
-    else:
-        run = Workdir(path, config, data.schema, data.statistics()["train"], data.path)
-    return run
+        return dataclasses.replace(before, config=config, data_dir=data_dir)
+    return Workdir(path, config, data.schema, data.statistics()["train"], data_dir)
 
 
 def _refuse_other_run(before: Workdir, config: Config, data: DataFolder) -> None:

@@ -186,6 +186,13 @@ def infer_schema(
             )
     columns, inferred = [], set()
     for field in arrow:
+        if not _is_carried(field.type):
+            if field.name in ignored:
+                continue  # cannot be written, and nobody reads it
+            raise UsageError(
+                f"column {field.name!r}: expected numbers, text, dates, or lists of numbers or text, got {field.type}; add it "
+                "to --ignore"
+            )
         role = "behavior" if field.name in behaviors else "group" if field.name in groups else "feature"
         column = _infer_column(field, "ignored" if field.name in ignored else role)
         columns.append(column)
@@ -194,8 +201,18 @@ def infer_schema(
     return Schema(tuple(columns), levels), frozenset(inferred)
 
 
+def _is_list(arrow: pa.DataType) -> bool:
+    return any(test(arrow) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _is_carried(arrow: pa.DataType) -> bool:
+    """Whether a column of a type can be written as int64, float or string."""
+    value = arrow.value_type if _is_list(arrow) else arrow
+    return not (pa.types.is_nested(value) and not pa.types.is_dictionary(value))
+
+
 def _infer_column(field: pa.Field, role: str) -> Column:
-    is_list = any(test(field.type) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+    is_list = _is_list(field.type)
     value = field.type.value_type if is_list else field.type
     if pa.types.is_integer(value) or pa.types.is_boolean(value):
         dtype = "int64"

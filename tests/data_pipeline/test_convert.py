@@ -357,6 +357,13 @@ def test_a_number_that_is_not_finite_is_named_by_file_row_and_column(tmp_path, v
     )
 
 
+@pytest.mark.parametrize("dtype", ["int64", "float"])
+def test_a_negative_weight_is_named_by_file_row_and_column(tmp_path, dtype):
+    rows = {"w": [1, None, -2], "click": [0, 0, 0]}
+    message = error_of(tmp_path / "out", rows, schema=with_columns(Column("w", dtype, "weight")))
+    assert message.startswith("memory.log: row 2: column 'w': expected a weight of at least 0, got -2")
+
+
 def test_an_element_that_is_not_finite_is_named_by_the_row_of_its_vector(tmp_path):
     rows = {"vector": [[1.0, 2.0], [3.0, None], [5.0, np.nan]], "click": [0, 0, 0]}
     message = error_of(tmp_path / "out", rows, schema=with_columns(Column("vector", "float", shape=(2,))))

@@ -62,7 +62,8 @@ def valid_columns(draw, name):
 
 @st.composite
 def valid_schemas(draw):
-    names = draw(st.lists(st.text(max_size=4), unique=True, max_size=6).filter(lambda names: "label" not in names))
+    name = st.from_regex(r"[A-Za-z0-9.][A-Za-z0-9_./>-]{0,3}", fullmatch=True)
+    names = draw(st.lists(name, unique_by=str.lower, max_size=6).filter(lambda names: "label" not in names))
     columns = [LABEL, *(draw(valid_columns(name)) for name in names)]
     weights = [column for column in columns if column.role == "weight"]
     columns = tuple(column for column in columns if column not in weights[1:])
@@ -192,6 +193,25 @@ def test_a_shape_given_as_a_list_becomes_a_tuple():
 def test_a_column_that_stands_twice_is_rejected():
     with pytest.raises(ConfigError, match=re.escape("expected columns with names of their own, got twice: ['user']")):
         Schema((USER, LABEL, USER), (CLICK,))
+
+
+@pytest.mark.parametrize("name", ["Dur (ms)", "prix €", "", " user", "_user"])
+def test_an_input_that_no_tensor_can_be_named_after_is_rejected(name):
+    with pytest.raises(ConfigError, match=re.escape(f"schema: column {name!r}: expected letters, digits and any of")):
+        Column(name, "float")
+    assert Column(name, "float", "ignored").name == name
+
+
+@pytest.mark.parametrize("role", ["feature", "ignored"])
+def test_a_name_that_packed_records_use_is_rejected(role):
+    with pytest.raises(ConfigError, match="schema: column 'x#lengths': expected a name without '#'"):
+        Column("x#lengths", "float", role)
+
+
+def test_inputs_whose_names_differ_by_case_only_are_rejected():
+    with pytest.raises(ConfigError, match=r"names differ by more than case, got \['price', 'Price'\]"):
+        Schema((PRICE, Column("Price", "float"), LABEL), (CLICK,))
+    assert Schema((PRICE, Column("Price", "float", "ignored"), LABEL), (CLICK,)).inputs == (PRICE,)
 
 
 def test_a_level_that_stands_twice_is_rejected():

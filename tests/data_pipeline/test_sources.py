@@ -148,6 +148,38 @@ def test_types_of_a_table_become_dtypes_and_shapes(tmp_path):
     assert stored["words"][:, :2].tolist() == [[b"a", b""], [b"", b""]]
 
 
+UNCARRIED = {
+    "struct": pa.array([{"a": 1}, None]),
+    "list of lists": pa.array([[[1]], [[2]]]),
+    "list of structs": pa.array([[{"a": 1}], []]),
+    "map": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())),
+}
+
+
+@pytest.mark.parametrize("kind", UNCARRIED)
+def test_a_column_that_cannot_be_carried_is_left_out_when_ignored_and_else_refused(tmp_path, kind):
+    path = write_table(tmp_path / "log.parquet", {"meta": UNCARRIED[kind], "tab": [1, 2], "click": [1, 0]})
+    with pytest.raises(UsageError, match=r"column 'meta': expected numbers, text, .* got .*; add it to --ignore"):
+        open_source("parquet", path, behaviors="click")
+    source = open_source("parquet", path, behaviors="click", ignored="meta")
+    assert [column.name for column in source.schema.columns] == ["tab", "click"]
+    assert convert_source(source, tmp_path / "out")["train"].rows == 2
+
+
+def test_bytes_and_unsigned_ids_keep_all_their_bits(tmp_path):
+    rows = {
+        "raw": pa.array([b"\xff\x00", b"b"], pa.large_binary()),
+        "fixed": pa.array([b"\xff\x01", b"bb"], pa.binary(2)),
+        "id": pa.array([2**64 - 1, 2**63 + 5], pa.uint64()),
+        "click": pa.array([1, 0]),
+    }
+    source = open_source("parquet", write_table(tmp_path / "log.parquet", rows), behaviors="click")
+    convert_source(source, tmp_path / "out")
+    stored = read_stored(tmp_path / "out" / "train", DataFolder.open(str(tmp_path / "out")).schema.inputs)
+    assert stored["raw"].tolist() == [b"\xff\x00", b"b"] and stored["fixed"].tolist() == [b"\xff\x01", b"bb"]
+    assert stored["id"].tolist() == [-1, -(2**63) + 5]
+
+
 def test_a_list_of_fixed_length_is_no_string(tmp_path):
     rows = {"vector": pa.array([[0.5, 1.0]], pa.list_(pa.float32(), 2)), "click": [1]}
     source = open_source("parquet", write_table(tmp_path / "log.parquet", rows), behaviors="click")

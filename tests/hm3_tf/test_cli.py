@@ -1,7 +1,9 @@
 """The command: its help, its statuses, and what it says about bad input."""
 
+import dataclasses
 import json
 import os
+import pathlib
 import re
 import resource
 import shutil
@@ -15,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from hm3_tf.cli import VERBS, _status
+from hm3_tf.config import Config
 
 TINY = [
-    "--config=configs/hm3.py",
+    f"--config={pathlib.Path(__file__).parents[2]}/configs/hm3.py",
     "--config.model.tower_units=(8,4)",
     "--config.model.embedding_dim=4",
     "--config.model.features=('position','user_id','price')",
@@ -70,6 +73,7 @@ def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
     text = capsys.readouterr().out
     assert ended.value.code == 0
     assert all(f"--{flag}" in text for flag in VERBS[verb].required)
+    assert "(default: " in text
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,14 @@ def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
         (["evaluate", "--workdri=x"], "Unknown command line flag 'workdri'"),
         (["export", "--workdir=x", "--export_dir=y", "z"], r"expected flags only, got \['z'\]"),
         (["simulate", "--output_dir=x", "--rows=none"], "rows"),
-        (["train", "--config=configs/none.py", "--data_dir=x", "--workdir=y"], "configs/none.py"),
+        (
+            ["train", "--config=configs/none.py", "--data_dir=x", "--workdir=y"],
+            "got 'configs/none.py', which is no file",
+        ),
+        (["train", "--config=configs/hm3.py:esmm"], r"a Python file whose get_config\(argument\) .* TypeError"),
+        (["train", "--config", "README.md"], r"README.md: expected a Python file .* got SyntaxError"),
+        (["train", "--config=deploy/predict_saved_model.py"], "got KeyError: 'get_config'"),
+        (["train", *TINY, "--config.trainng.epochs=1"], "unknown config field 'trainng'; did you mean 'training'"),
         (
             ["train", *TINY, "--config.training.learnin_rate=1", "--data_dir=x", "--workdir=y"],
             "unknown config field 'learnin_rate'; did you mean 'learning_rate'",
@@ -95,6 +106,23 @@ def test_a_command_line_that_cannot_be_understood_exits_with_2(command, argument
     assert status == 2
     assert error.startswith("hm3: error: ") and len(error.splitlines()) == 1
     assert re.search(message, error)
+
+
+def test_help_of_train_lists_every_field_of_the_config_with_its_value(capsys):
+    with pytest.raises(SystemExit):
+        _status(["train", "--config=configs/kuairand.py:esmm", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--config.model.method: Method of the paper" in text and "(default: 'esmm')" in text
+    assert "--config.training.learning_rate: Step size of Adam (HM3: 0.0005). (default: 0.002)" in text
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(getattr(Config(), section.name)):
+            assert f"--config.{section.name}.{field.name}: " in text
+
+
+def test_a_config_file_that_returns_something_else_is_refused(command, tmp_path):
+    (tmp_path / "c.py").write_text("def get_config():\n    return {}\n")
+    status, _, error = command("train", f"--config={tmp_path}/c.py", "--data_dir=x", "--workdir=y")
+    assert status == 2 and "expected get_config to return a hm3_tf.config.Config, got <class 'dict'>" in error
 
 
 def test_the_traceback_is_shown_when_asked_for(command, tmp_path):
@@ -223,6 +251,28 @@ def test_a_workdir_that_cannot_be_written_is_named(command, data, tmp_path):
     assert f"{tmp_path}/file/run" in message and "expected a place that can be written" in message
 
 
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["folder", "binary"])
+def test_a_schema_that_is_no_text_file_is_named(command, tmp_path, content):
+    path = tmp_path / "schema.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    result = command("convert", "--source=csv", f"--schema={path}", "--input=x", f"--output_dir={tmp_path}/o")
+    assert f"{path}: expected a text file, got: " in the_error(result)
+
+
+def test_a_folder_as_output_is_named_before_anything_is_predicted(command, data, workdir, tmp_path):
+    arguments = [f"--workdir={workdir}", f"--data_dir={data.path}", f"--output={tmp_path}"]
+    assert f"{tmp_path}: expected the name of a file to write, got a folder" in the_error(
+        command("predict", *arguments)
+    )
+
+
+def test_a_run_is_evaluated_from_any_directory(command, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(data.path))
+    assert command("train", *TINY, f"--data_dir={os.path.basename(data.path)}", f"--workdir={tmp_path}/run")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert command("evaluate", "--workdir=run")[0] == 0
+
+
 def test_a_run_without_a_checkpoint_is_named(command, data, workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     message = the_error(command("evaluate", f"--workdir={tmp_path}/run"))
@@ -244,6 +294,14 @@ def test_nesting_error_refuses_a_purchase_without_a_click(command, tmp_path):
         (None, "expected TF_CONFIG in the environment, found none"),
         ("{cluster", "TF_CONFIG: expected JSON, got '{cluster'"),
         ('{"cluster": {"worker": ["127.0.0.1:1"]}}', "expected this worker's task among the addresses"),
+        *(
+            (
+                json.dumps({"cluster": {job: ["127.0.0.1:1"]}, "task": {"type": job, "index": index}}),
+                "this worker's task",
+            )
+            for job, index in (("evaluator", 0), ("worker", -1), ("worker", 1))
+        ),
+        ('{"cluster": {"worker": [7]}, "task": {"type": "worker", "index": 0}}', "expected addresses as host:port"),
         (
             '{"cluster": {"worker": ["here"]}, "task": {"type": "worker", "index": 0}}',
             "expected addresses as host:port",
@@ -257,6 +315,14 @@ def test_a_tf_config_that_cannot_be_used_is_explained(command, data, tmp_path, m
         monkeypatch.setenv("TF_CONFIG", tf_config)
     flags = ["--config.distribution.strategy=multi_worker"]
     assert message in train(command, data.path, tmp_path / "run", *flags)
+
+
+@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
+def test_a_cluster_is_not_left_idle(command, data, tmp_path, monkeypatch, strategy):
+    task = {"cluster": {"chief": ["10.0.0.1:1"], "worker": ["10.0.0.2:1"]}, "task": {"type": "chief", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+    message = train(command, data.path, tmp_path / "run", f"--config.distribution.strategy={strategy}")
+    assert f"distribution.strategy={strategy}: expected no cluster, but TF_CONFIG names one of 2 tasks" in message
 
 
 def test_a_port_in_use_is_named(command, data, tmp_path, monkeypatch):

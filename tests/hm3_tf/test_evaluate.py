@@ -147,7 +147,7 @@ def test_an_evaluator_sees_the_weights_of_the_moment(trained_run, data):
     model = trained_run.trained_model()
     evaluator = Evaluator(model, trained_run.config, evaluation_reader(trained_run, data.split("validation")))
     first = evaluator()
-    towers = model.network.get_layer("towers")
+    towers = model.network.get_layer("hm3/towers")
     towers.set_weights([-w for w in towers.get_weights()])
     assert evaluator()["pctr"]["log_loss"] > 2 * first["pctr"]["log_loss"]
 

@@ -1,5 +1,7 @@
 """The compiled model: what Keras can do with it, what its meter reports, one replica and two, and that it learns."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,8 +11,10 @@ import hm3_tf
 from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.read import Reader
+from data_pipeline.schema import Column, Hashing, Level, Schema
 from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources.simulated import SimulatedSource, day_split
+from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.errors import ConfigError
 from hm3_tf.metrics import auc
@@ -45,6 +49,26 @@ def arrays(data):
 def model(data):
     """An untrained HM3; not to be trained."""
     return build(data)
+
+
+@pytest.mark.parametrize("method", ["hm3", "esm2_mi"])
+def test_a_gate_that_stands_after_a_level_it_gates_is_refused(data, method):
+    click, d_mi, *rest = data.schema.levels
+    schema = dataclasses.replace(data.schema, levels=(d_mi, click, *rest))
+    with pytest.raises(
+        ConfigError, match=r"expected the gate 'click' before the levels it gates .*\['d_mi'\] stand before"
+    ):
+        build_model(tiny_config(method), schema)
+
+
+def test_columns_may_have_the_names_of_layers():
+    names = ("inputs", "embeddings", "numeric", "towers", "cross_0", "probability_graph", "log_probs")
+    columns = (*(Column(name, "int64", hashing=Hashing(10)) for name in names[:-1]), Column(names[-1], "float"))
+    labels = (Column("click", "int64", "behavior"), Column("buy", "int64", "behavior"))
+    schema = Schema((*columns, *labels), (Level("click", ("click",), gate=True), Level("buy", ("buy",))))
+    graph = BehaviorGraph((Behavior("click", gate=True), Behavior("buy")))
+    config = Config(model=ModelConfig(method="own", graph=graph, tower_units=(4,), cross_layers=1))
+    assert set(build_model(config, schema).network.input_names) == set(names)
 
 
 def test_the_package_offers_build_model():

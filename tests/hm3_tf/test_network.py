@@ -120,10 +120,10 @@ def reduction(larger, smaller, edges):
     networks = build(larger), build(smaller, seed=7)
     for i, network in enumerate(networks):
         shake(network, seed=i)
-    networks[0].get_layer("embeddings").set_weights(networks[1].get_layer("embeddings").get_weights())
+    networks[0].get_layer("hm3/embeddings").set_weights(networks[1].get_layer("hm3/embeddings").get_weights())
     large, small = larger.graph.edges, smaller.graph.edges
     pairs = {small.index(edge): [large.index(copy) for copy in copies] for edge, copies in edges.items()}
-    copied(networks[1].get_layer("towers"), networks[0].get_layer("towers"), pairs)
+    copied(networks[1].get_layer("hm3/towers"), networks[0].get_layer("hm3/towers"), pairs)
     return [network(batch())["log_probs"] for network in networks]
 
 
@@ -176,15 +176,15 @@ def test_the_chains_of_base_share_nothing():
 def test_the_networks_of_base_start_from_different_weights():
     network = build(methods.BASE)
     for layer in ("embeddings", "towers"):
-        first, second = (network.get_layer(layer + suffix).get_weights() for suffix in ("", "_1"))
+        first, second = (network.get_layer(f"hm3/{layer}{suffix}").get_weights() for suffix in ("", "_1"))
         assert np.abs(first[0] - second[0]).max() > 1e-3
 
 
 def test_one_chain_has_one_embedding_layer_under_all_its_towers():
     network = build(methods.HM3)
-    shapes = [tuple(w.shape) for w in network.get_layer("embeddings").weights]
+    shapes = [tuple(w.shape) for w in network.get_layer("hm3/embeddings").weights]
     assert shapes == [(90, 4)], "one variable a width"
-    assert [layer.name for layer in network.layers if "embeddings" in layer.name] == ["embeddings"]
+    assert [layer.name for layer in network.layers if "embeddings" in layer.name] == ["hm3/embeddings"]
 
 
 @pytest.mark.parametrize("cross_layers", [0, 2])
@@ -199,7 +199,7 @@ def test_cross_layers_multiply_the_inputs_and_are_trained():
     network = build(cross_layers=2)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(network(batch())["log_probs"]["impression"]["purchase"])
-    crosses = [v for layer in ("cross_0", "cross_1") for v in network.get_layer(layer).trainable_variables]
+    crosses = [v for layer in ("hm3/cross_0", "hm3/cross_1") for v in network.get_layer(layer).trainable_variables]
     assert len(crosses) == 4
     assert all(np.abs(gradient).max() > 0 for gradient in tape.gradient(loss, crosses))
 

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from data_pipeline.convert import convert
+from data_pipeline.folder import DataFolder
+from data_pipeline.simulate import SimulatedLog
+from data_pipeline.sources.simulated import SimulatedSource, day_split
 from hm3_tf import train
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.model import ConversionModel
 from hm3_tf.train import open_trainer, train_and_evaluate
-from hm3_tf.workdir import open_workdir
+from hm3_tf.workdir import claim_workdir, open_workdir
 from tests.conftest import tiny_config
 
 STEPS = 9  # an epoch: 4,286 rows in batches of 512
@@ -229,13 +233,60 @@ def test_early_stopping_without_validation_is_refused(data, tmp_path):
 
 def test_a_run_does_not_resume_on_another_log_of_the_same_schema(data, tmp_path):
     train_and_evaluate(tiny_config(epochs=2, max_steps=3), data.path, str(tmp_path / "run"))
-    log = tmp_path / "log"
-    shutil.copytree(data.path, log)
-    shutil.copytree(log / "test", log / "train", dirs_exist_ok=True)
+    log = SimulatedLog(rows=6000, seed=1)
+    convert(SimulatedSource(log), str(tmp_path / "log"), day_split())
+    shutil.copy(f"{data.path}/schema.json", tmp_path / "log" / "schema.json")
+    assert DataFolder.open(str(tmp_path / "log")).split("train").rows == data.split("train").rows
     with pytest.raises(
-        Hm3Error, match=r"expected the log of the run it holds, of 4,28\d training rows, got one of 857"
+        Hm3Error, match=r"expected the log of the run it holds, but the training shards in .*/log are of"
     ):
-        train_and_evaluate(tiny_config(epochs=2), str(log), str(tmp_path / "run"))
+        train_and_evaluate(tiny_config(epochs=2), str(tmp_path / "log"), str(tmp_path / "run"))
+
+
+def test_a_log_that_moved_is_resumed(data, tmp_path):
+    train_and_evaluate(tiny_config(epochs=1, max_steps=3), data.path, str(tmp_path / "run"))
+    shutil.copytree(data.path, tmp_path / "log")
+    train_and_evaluate(tiny_config(epochs=1), str(tmp_path / "log"), str(tmp_path / "run"))
+    assert open_workdir(str(tmp_path / "run")).data_dir == str(tmp_path / "log")
+
+
+def test_a_workdir_in_which_a_process_trains_is_refused(data, tmp_path):
+    run = claim_workdir(str(tmp_path), tiny_config(epochs=1), data)
+    with run.lock(), pytest.raises(Hm3Error, match="expected no other training here, but a process holds lock"):
+        train_and_evaluate(tiny_config(epochs=1), data.path, str(tmp_path))
+    assert not (tmp_path / "checkpoints").exists()
+    train_and_evaluate(tiny_config(epochs=1), data.path, str(tmp_path))
+
+
+@pytest.mark.parametrize("stop", [4, STEPS])
+def test_the_end_of_an_epoch_has_the_means_of_all_its_steps_also_after_a_stop(data, whole, tmp_path, stop):
+    for max_steps in (stop, 0):
+        train_and_evaluate(tiny_config(epochs=2, log_every_steps=1, max_steps=max_steps), data.path, str(tmp_path))
+    ends = [line for line in lines(tmp_path) if line.get("epoch_end")]
+    expected = [line for line in lines(whole[0]) if line.get("epoch_end")]
+    assert [(line["step"], line["epoch"]) for line in ends] == [(STEPS, 0), (2 * STEPS, 1)]
+    assert [line["loss"] for line in ends] == pytest.approx([line["loss"] for line in expected], abs=1e-6)
+    steps = [line["loss"] for line in lines(tmp_path) if "epoch_end" not in line][:STEPS]
+    rows = np.append(np.full(STEPS - 1, 512), data.split("train").rows - 512 * (STEPS - 1))
+    assert ends[0]["loss"] == pytest.approx(np.average(steps, weights=rows), abs=1e-6)
+
+
+def test_an_epoch_cut_short_is_not_called_ended(data, tmp_path):
+    train_and_evaluate(tiny_config(epochs=1, max_steps=4), data.path, str(tmp_path))
+    last = lines(tmp_path)[-1]
+    assert (last["step"], last["epoch"], last["epoch_end"]) == (4, 0, False) and "validation" in last
+
+
+def test_an_epoch_that_ended_after_the_checkpoint_is_logged_once(data, tmp_path, monkeypatch):
+    """As if the process had died between the log line of the epoch's end and the checkpoint after it."""
+    config = tiny_config(epochs=1, checkpoint_every_steps=STEPS)
+    trainer = open_trainer(config, data.path, str(tmp_path))
+    save = trainer._save
+    monkeypatch.setattr(trainer, "_save", lambda: save() if trainer._at("epoch_step") else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    train_and_evaluate(config, data.path, str(tmp_path))
+    assert len([line for line in lines(tmp_path) if line.get("epoch_end")]) == 1
 
 
 def test_an_epoch_does_not_resume_with_workers_that_read_other_rows(data, tmp_path, monkeypatch):
