@@ -30,7 +30,10 @@ _METHOD = flags.DEFINE_string("method", "hm3", "Method.")
 FIRST, STEPS = 40, 40
 WAIT = "IteratorGetNext"
 GROUPS = {
-    "matrix products": ("MatMul", "BatchMatMulV2", "_FusedMatMul", "_MklMatMul"),
+    "matrix products, and what runs beside them on other threads": ("MatMul", "_FusedMatMul", "ParallelFor"),
+    "optimizer: arithmetic of rows and dense weights": (
+        *("Mul", "Square", "Sub", "AddV2", "Sqrt", "RealDiv", "AssignAddVariableOp", "AssignSubVariableOp"),
+    ),
     "embeddings: gather": ("ResourceGather",),
     "embeddings: distinct rows, their sums, update": (
         *("Unique", "UnsortedSegmentSum", "ResourceScatterUpdate", "ResourceScatterSub"),
