@@ -192,7 +192,7 @@ def _define_predict(values: flags.FlagValues, _arguments: Sequence[str]) -> None
 
 
 def _predict(values: flags.FlagValues) -> None:
-    from hm3_tf.evaluate import predict_run
+    from hm3_tf.predict import predict_run
     from hm3_tf.workdir import open_workdir
 
     run = open_workdir(values.workdir)
