@@ -1,6 +1,7 @@
 """A model over a split, and its figures."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,11 +15,13 @@ from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader
 from data_pipeline.schema import Schema
 from hm3_tf.behavior_graph import IMPRESSION
+from hm3_tf.compare import Comparison
 from hm3_tf.config import Config
 from hm3_tf.distribute import add_up, gather, input_context
 from hm3_tf.metrics import TargetCounts
 from hm3_tf.model import ConversionModel, model_features
-from hm3_tf.tally import Rows, Tally
+from hm3_tf.slices import Slices, check_columns
+from hm3_tf.tally import SLICE_RESOLUTION, SLICE_ROWS_KEPT, Rows, Tally
 from hm3_tf.workdir import Workdir
 
 BATCH_ROWS = 2048  # the activations of all towers stay in a processor's cache
@@ -195,22 +198,51 @@ class TruthCounts:
         return {name: {**figures, **best[name]} if name in best else figures for name, figures in metrics.items()}
 
 
-def evaluate_run(run: Workdir, index: SplitIndex, split: str) -> dict[str, Any]:
+def evaluate_run(
+    run: Workdir, index: SplitIndex, split: str, compare: Workdir | None = None, slices: Sequence[str] = ()
+) -> dict[str, Any]:
     """Returns `metrics.json` of a trained run on a split.
 
     Args:
       run: The run.
       index: The split.
       split: Its name.
+      compare: Another run, to be compared with on the same rows.
+      slices: Columns of the log, each value of which gets the figures of its rows.
 
     Returns:
-      The figures, see `Evaluator`.
+      The figures, see `Evaluator`; with `slices` {column: {value: figures}} and `compare` (`workdir` and the differences,
+      see `Comparison`) where asked for.
 
     Raises:
-      Hm3Error: The run has no checkpoint.
+      Hm3Error: A run has no checkpoint, or a column has too many values.
+      ConfigError: A column cannot be sliced by, or the runs have other clicks or conversions.
       DataError: The split cannot be read.
     """
-    return {"split": split, **Evaluator(run.trained_model(), run.config, evaluation_reader(run, index))()}
+    check_columns(run.schema, slices)
+    reader = evaluation_reader(run, index, carry=slices)
+    evaluator = Evaluator(run.trained_model(), run.config, reader)
+    tally, truth = evaluator.new_tally(), evaluator.new_truth()
+    sliced = Slices(slices, lambda: evaluator.new_tally(resolution=SLICE_RESOLUTION, rows_kept=SLICE_ROWS_KEPT))
+    comparison: Comparison | None = None
+    other_rows: Iterator[Any] = itertools.repeat(None)
+    if compare:
+        other_reader = evaluation_reader(compare, index, nesting=reader.nesting)
+        other = Evaluator(compare.trained_model(), compare.config, other_reader)
+        comparison = Comparison(evaluator.levels, other.levels, tally.grouped is not None)
+        other_rows = other.rows()
+    for rows, others in zip(evaluator.rows(), other_rows):
+        for counts in (tally, truth, sliced):
+            counts.update(rows)
+        if comparison:
+            comparison.update(rows, others)
+    estimates = tally.estimates()
+    metrics = {"split": split, **truth.added_to(tally.result(estimates))}
+    if slices:
+        metrics["slices"] = sliced.result()
+    if compare and comparison:
+        metrics["compare"] = {"workdir": compare.path, **comparison.result(estimates)}
+    return metrics
 
 
 def to_json(metrics: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from hm3_tf.metrics import RANGE, figures, row_sums, score_bins
 
 BUCKETS = 256
 _REPLICATES = 400
-_RESOLUTION = 16  # bins a unit of log-odds: the spread of a figure needs no more
+_RESOLUTION = 8  # bins a unit of log-odds: the spread of a figure needs no more
 _JOINT_RESOLUTION = 128
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 

@@ -76,7 +76,8 @@ class Tally:
         if self.grouped:
             purchase = np.where(rows.labels[:, :1], rows.labels[:, -1:], -1)
             outcomes = np.concatenate([rows.labels, purchase], axis=1).astype(np.int8)
-            self.grouped.update(rows.groups, outcomes, rows.pairs[..., 0] - rows.pairs[..., 1])
+            odds = (rows.pairs[..., 0] - rows.pairs[..., 1]).astype(np.float32)
+            self.grouped.update(rows.groups, outcomes, odds)
 
     def merge(self, other: "Tally") -> None:
         """Adds the rows of another, of the same method and resolution."""
@@ -96,9 +97,13 @@ class Tally:
         groups: Sequence[GroupAucs | None] = self.grouped.aucs() if self.grouped else [None] * len(self.counts)
         return [Estimates(*parts) for parts in zip(self.counts, self.buckets, groups)]
 
-    def result(self) -> dict[str, Any]:
-        """Returns the figures as `metrics.json` has them: `rows`, `pctr`, `pcvr`, `pctcvr`, `levels`."""
-        return named(self.levels, [estimates.result() for estimates in self.estimates()])
+    def result(self, estimates: "Sequence[Estimates] | None" = None) -> dict[str, Any]:
+        """Returns the figures as `metrics.json` has them: `rows`, `pctr`, `pcvr`, `pctcvr`, `levels`.
+
+        Args:
+          estimates: Of `estimates`, where they are at hand.
+        """
+        return named(self.levels, [target.result() for target in estimates or self.estimates()])
 
 
 class Estimates:

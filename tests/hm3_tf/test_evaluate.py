@@ -20,7 +20,7 @@ from hm3_tf.model import probabilities
 from hm3_tf.predict import predict_run
 from hm3_tf.tally import Rows, Tally
 from tests import reference
-from tests.conftest import LOG, read_split, tiny_config, written_run
+from tests.conftest import LOG, read_split, save_best, tiny_config, written_run
 
 ESTIMATES = {"auc", "pr_auc", "log_loss", "normalized_entropy", "pcoc", "ece", "gauc", "gauc_unweighted"}
 COUNTS = {"rows", "positives", "rate", "prediction", "auc_error", "gauc_groups", "too_small"}
@@ -210,6 +210,33 @@ def test_a_run_without_a_checkpoint_is_not_evaluated(data, tmp_path):
     run = written_run(str(tmp_path), tiny_config(), data)
     with pytest.raises(Hm3Error, match="expected a checkpoint, found none; run hm3 train"):
         evaluate_run(run, data.split("test"), "test")
+
+
+def test_a_run_is_compared_with_another_method_on_the_same_rows(trained_run, data, metrics, tmp_path):
+    other = written_run(str(tmp_path), tiny_config("esm2"), data)
+    save_best(other, other.build_model())
+    compared = evaluate_run(trained_run, data.split("test"), "test", compare=other)
+    alone = evaluate_run(other, data.split("test"), "test")
+    assert {name: compared[name] for name in metrics} == metrics
+    assert compared["compare"]["workdir"] == str(tmp_path)
+    assert list(compared["compare"]["levels"]) == ["click", "d_ma", "purchase"]
+    for target in ("pctr", "pcvr", "pctcvr"):
+        expected = metrics[target]["auc"] - alone[target]["auc"]
+        assert compared["compare"][target]["auc"] == pytest.approx(expected, abs=1e-12)
+        assert compared["compare"][target]["rows"] == metrics[target]["rows"]
+
+
+def test_slices_have_the_figures_of_their_rows(trained_run, data, metrics, table, truth):
+    sliced = evaluate_run(trained_run, data.split("test"), "test", slices=["position"])
+    assert {name: sliced[name] for name in metrics} == metrics
+    for value, figures in sliced["slices"]["position"].items():
+        chosen = truth["position"] == int(value)
+        assert figures["pctr"]["rows"] == chosen.sum()
+        assert figures["pctr"]["positives"] == truth["click"][chosen].sum()
+        loss = log_loss(
+            truth["click"][chosen], table["pctr"].to_numpy()[chosen].astype(np.float64), labels=[False, True]
+        )
+        assert figures["pctr"]["log_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_split_that_is_not_there_is_refused(data):
