@@ -96,10 +96,13 @@ class DataConfig(_Section):
     Attributes:
       nesting: Policy for labels that break the hierarchy: coerce, drop or error.
       shuffle_rows: Rows over all workers that are shuffled together; blocks are shuffled over the whole split.
+      negative_keep_rate: Share of the unclicked impressions that an epoch of training reads, other ones each epoch.
+        Predictions and figures are those of the whole log.
     """
 
     nesting: str = "coerce"
     shuffle_rows: int = 131_072
+    negative_keep_rate: float = 1.0
 
 
 @dataclasses.dataclass
@@ -204,6 +207,14 @@ def checked(config: Config) -> Config:
         _require(getattr(training, name) >= 0, f"training.{name}", "a number of at least 0", getattr(training, name))
     _require(0 <= model.dropout < 1, "model.dropout", "a share in [0, 1)", model.dropout)
     _require(model.cross_layers >= 0, "model.cross_layers", "a number of at least 0", model.cross_layers)
+    keep_rate = config.data.negative_keep_rate
+    _require(0 < keep_rate <= 1, "data.negative_keep_rate", "a share in (0, 1]", keep_rate)
+    click = config.method.graphs[0].behaviors[0]
+    if keep_rate < 1 and not click.gate:
+        raise ConfigError(
+            f"data.negative_keep_rate: expected 1 where the first level {click.name!r} is no gate, got {keep_rate}: what "
+            "happens without it would be read too seldom; give the behavior gate=True, or keep all rows"
+        )
     _require_one_of(config.data.nesting, NESTING_POLICIES, "data.nesting")
     _require_one_of(training.optimizer, OPTIMIZERS, "training.optimizer")
     _require_one_of(training.precision, PRECISIONS, "training.precision")

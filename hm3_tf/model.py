@@ -218,7 +218,15 @@ def build_model(config: Config, schema: Schema, statistics: SplitStatistics | No
     train = statistics or no_statistics(schema)
     rates = {e: r for graph in method.graphs for e, r in train.edge_rates(graph, method.merged_levels).items()}
     features = model_features(config, schema, train)
-    network = build_network(method, features, rates, config.model, precision=training.precision, seed=training.seed)
+    network = build_network(
+        method,
+        features,
+        rates,
+        config.model,
+        precision=training.precision,
+        seed=training.seed,
+        negative_keep_rate=config.data.negative_keep_rate,
+    )
     model = ConversionModel(network, CompositeLoss(method.graphs, training.loss_weights, training.edge_loss_weight))
     optimizer = make_optimizer(training.optimizer, training.learning_rate)
     model.compile(optimizer=optimizer, weighted_metrics=[])

@@ -1,5 +1,6 @@
 """Training of a run: epochs, checkpoints, logs, validation, early stopping."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -11,7 +12,9 @@ import tf_keras as keras
 
 from data_pipeline import storage
 from data_pipeline.folder import DataFolder, explained_read_errors
-from data_pipeline.read import lane_count
+from data_pipeline.index import SplitIndex
+from data_pipeline.read import Reader, lane_count
+from data_pipeline.sampling import NegativeSampling, count_clicked_rows
 from hm3_tf.config import BEST_FIGURES, Config, checked
 from hm3_tf.distribute import input_context, make_strategy
 from hm3_tf.errors import ConfigError, Hm3Error
@@ -21,6 +24,7 @@ from hm3_tf.progress import Progress
 from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir
 
 _LOGGER = logging.getLogger(__name__)
+_COUNTED_TOGETHER = 16_384  # rows whose clicks are counted together
 
 
 class MetricsLog:
@@ -58,6 +62,22 @@ def _scalars(prefix: str, figures: dict[str, Any]) -> list[tuple[str, float]]:
     return result
 
 
+def training_reader(run: Workdir, index: SplitIndex) -> Reader:
+    """Returns the reader of a run's training split; where not all rows are kept, label columns are read to count clicks.
+
+    Raises:
+      DataError: A shard is corrupt, or its records do not hold what the schema says.
+    """
+    reader = split_reader(run, index, nesting=run.config.data.nesting)
+    keep_rate, click = run.config.data.negative_keep_rate, run.config.method.levels[0]
+    if keep_rate == 1:
+        return reader
+    labels = Reader(index, run.schema, (), run.config.method.merged_levels, sample_weights=False)
+    with explained_read_errors(index):
+        clicked_rows = count_clicked_rows(index.blocks, labels.ordered_dataset(_COUNTED_TOGETHER), click)
+    return dataclasses.replace(reader, sampling=NegativeSampling(keep_rate, click, clicked_rows))
+
+
 class Trainer(keras.callbacks.Callback):
     """Trains a run, from its latest checkpoint if it has one.
 
@@ -79,7 +99,7 @@ class Trainer(keras.callbacks.Callback):
         self._log: MetricsLog | None = None
         self._timer = self._epoch_start = (0.0, 0)  # when and after how many steps the last interval and epoch ended
         self._config = run.config.training
-        self._reader = split_reader(run, data.split("train"), nesting=run.config.data.nesting)
+        self._reader = training_reader(run, data.split("train"))
         workers = input_context(strategy).num_input_pipelines
         self._epoch_steps = self._reader.steps(self._config.global_batch_size, workers)
         with strategy.scope():
