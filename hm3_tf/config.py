@@ -126,6 +126,8 @@ class TrainingConfig(_Section):
       keep_checkpoints: Latest checkpoints that are kept.
       best_metric: Figure of the validation split that chooses the best checkpoint: `pctcvr.auc`, `pcvr.log_loss`, ...
       early_stopping_epochs: Epochs without a better one after which training ends, or 0 for never.
+      calibrate: Whether the best weights come with a map of each target's odds that is fitted on the validation split;
+        figures of validation are those before it.
     """
 
     global_batch_size: int = 4096
@@ -143,6 +145,7 @@ class TrainingConfig(_Section):
     keep_checkpoints: int = 3
     best_metric: str = "pctcvr.auc"
     early_stopping_epochs: int = 0
+    calibrate: bool = False
 
 
 @dataclasses.dataclass

@@ -75,6 +75,10 @@ class Evaluator:
       config: Its config.
       reader: Reader of the split from `evaluation_reader`.
       strategy: The run's strategy.
+
+    Attributes:
+      levels: Levels of the model's method.
+      counts: Histograms of the last evaluation, of the levels and then of the conversion given a click: int64 [2, bins].
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Evaluator:
         strategy: tf.distribute.Strategy | None = None,
     ) -> None:
         self.levels = levels = config.method.levels
+        self.counts: list[np.ndarray] = []
         self._reader = reader
         self._strategy = strategy or tf.distribute.get_strategy()
         group = group_column(reader.schema)
@@ -110,6 +115,7 @@ class Evaluator:
             tally.update(rows)
             truth.update(rows)
         self._share(tally, truth)
+        self.counts = [target.counts for target in tally.counts]
         return truth.added_to(tally.result())
 
     def new_tally(self, **options: Any) -> Tally:

@@ -226,6 +226,7 @@ def build_model(config: Config, schema: Schema, statistics: SplitStatistics | No
         precision=training.precision,
         seed=training.seed,
         negative_keep_rate=config.data.negative_keep_rate,
+        calibrate=training.calibrate,
     )
     model = ConversionModel(network, CompositeLoss(method.graphs, training.loss_weights, training.edge_loss_weight))
     optimizer = make_optimizer(training.optimizer, training.learning_rate)

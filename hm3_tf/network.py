@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras as keras
 
-from hm3_tf.calibration import KeptNegatives, kept_rate
+from hm3_tf.calibration import Calibration, KeptNegatives, kept_rate
 from hm3_tf.config import ModelConfig
 from hm3_tf.features import Feature, HashedFeature, NumericFeature
 from hm3_tf.layers import HashedEmbeddings, NumericInputs, ParallelTowers, ProbabilityGraph
@@ -39,6 +39,7 @@ def build_network(
     precision: str = "float32",
     seed: int = 0,
     negative_keep_rate: float = 1.0,
+    calibrate: bool = False,
 ) -> keras.Model:
     """Returns the network of a method.
 
@@ -53,6 +54,7 @@ def build_network(
       precision: `float32`, or `bfloat16` for the towers' matrix products.
       seed: Seeds the weights.
       negative_keep_rate: Share of the unclicked rows that it is trained on; outside of training it predicts the whole log.
+      calibrate: Whether it has a layer `calibration`, which can be fitted after training.
 
     Returns:
       A functional model from {feature: [batch] or [batch, length]} to a dict of `log_probs`
@@ -78,6 +80,8 @@ def build_network(
     if negative_keep_rate < 1:
         logits[click] = KeptNegatives(negative_keep_rate, name="kept_negatives")(logits[click])
     log_probs = ProbabilityGraph(method.graphs, name="probability_graph")(logits)
+    if calibrate:
+        log_probs = Calibration(method.levels, name="calibration")(log_probs)
     return keras.Model(inputs, {"log_probs": log_probs, "edge_logits": logits}, name=method.name)
 
 

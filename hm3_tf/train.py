@@ -7,6 +7,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -105,14 +106,15 @@ class Trainer(keras.callbacks.Callback):
         with strategy.scope():
             self._model = run.build_model()
             self._model.optimizer.build(self._model.network.trainable_variables)
-        self._evaluator = None
+        self._evaluator: Evaluator | None = None
         if data.has_split("validation"):
             reader = evaluation_reader(run, data.split("validation"))
             self._evaluator = Evaluator(self._model, run.config, reader, strategy)
-        elif self._config.early_stopping_epochs:
-            raise ConfigError(
-                f"training.early_stopping_epochs: expected a validation split to stop by, found none in {data.path}"
+        elif self._config.early_stopping_epochs or self._config.calibrate:
+            field, purpose = (
+                ("calibrate", "fit it on") if self._config.calibrate else ("early_stopping_epochs", "stop by")
             )
+            raise ConfigError(f"training.{field}: expected a validation split to {purpose}, found none in {data.path}")
         self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
         lanes = lane_count(self._config.global_batch_size, workers)
         order = {"rows": self._reader.index.rows, "lanes": lanes}  # what the rows of a step depend on beside the seed
@@ -289,10 +291,19 @@ class Trainer(keras.callbacks.Callback):
         elif BEST_FIGURES[figure] * value > self._best["value"].numpy():
             self._best["value"].assign(BEST_FIGURES[figure] * value)
             self._best["epoch"].assign(epoch)
-            if self._chief:
-                with storage.explained(self._run.file("checkpoints")):
-                    self._best_checkpoint.save(step)
+            self._save_best(step, self._evaluator.counts)
         return figures
+
+    def _save_best(self, step: int, counts: list[np.ndarray]) -> None:
+        """Saves the weights, with the calibration that fits them; training goes on without it."""
+        layer = self._model.network.get_layer("calibration") if self._config.calibrate else None
+        if layer:
+            layer.fit(counts)
+        if self._chief:
+            with storage.explained(self._run.file("checkpoints")):
+                self._best_checkpoint.save(step)
+        if layer:
+            layer.reset()
 
 
 def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
