@@ -23,7 +23,8 @@ from absl import app, flags
 from data_pipeline.convert import convert, threshold_rule
 from data_pipeline.folder import DataFolder
 from data_pipeline.sources import open_source
-from hm3_tf.evaluate import Evaluator, evaluation_reader, predict_run
+from hm3_tf.evaluate import Evaluator, evaluation_reader
+from hm3_tf.predict import predict_run
 from hm3_tf.workdir import open_workdir
 
 _FOLDER = flags.DEFINE_string("folder", "bench-out", "Folder of the log.")

@@ -23,6 +23,13 @@ def _mix(bits: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(31, tf.uint64)))
 
 
+def fingerprint(values: tf.Tensor, salt: str) -> tf.Tensor:
+    """Returns a hash of each value: int64 or string, any shape, to uint64 of the same shape."""
+    if values.dtype == tf.string:
+        values = tf.strings.to_hash_bucket_fast(values, 2**63 - 1)
+    return _mix(tf.bitwise.bitwise_xor(tf.bitcast(values, tf.uint64), tf.constant(_salt_bits(salt), tf.uint64)))
+
+
 def hash_to_bucket(values: tf.Tensor, buckets: int, salt: str) -> tf.Tensor:
     """Returns the table row of each value.
 
@@ -37,13 +44,9 @@ def hash_to_bucket(values: tf.Tensor, buckets: int, salt: str) -> tf.Tensor:
     Returns:
       int32 of the same shape, in [0, buckets).
     """
-    if values.dtype == tf.string:
-        missing = tf.equal(values, MISSING_STRING)
-        values = tf.strings.to_hash_bucket_fast(values, 2**63 - 1)
-    else:
-        missing = tf.equal(values, MISSING_INT64)
-    bits = tf.bitwise.bitwise_xor(tf.bitcast(values, tf.uint64), tf.constant(_salt_bits(salt), tf.uint64))
-    rows = 1 + tf.cast(tf.math.floormod(_mix(bits), tf.constant(buckets - 1, tf.uint64)), tf.int32)
+    missing = tf.equal(values, MISSING_STRING if values.dtype == tf.string else MISSING_INT64)
+    bits = fingerprint(values, salt)
+    rows = 1 + tf.cast(tf.math.floormod(bits, tf.constant(buckets - 1, tf.uint64)), tf.int32)
     return tf.where(missing, MISSING_BUCKET, rows)
 
 

@@ -20,6 +20,7 @@ from data_pipeline import labels as label_rules
 from data_pipeline.hashing import MISSING_INT64, network_inputs
 from data_pipeline.index import SplitIndex
 from data_pipeline.records import PARSERS
+from data_pipeline.sampling import NegativeSampling
 from data_pipeline.schema import Column, Schema
 from hm3_tf.errors import ConfigError
 from hm3_tf.features import Feature
@@ -56,6 +57,7 @@ class EpochPlan:
 
     Attributes:
       blocks: int64 [blocks, 4] of the split's index, in the order of this epoch.
+      rows: int64 [blocks], rows of each that the epoch reads.
       steps: Steps of the epoch, the same on all workers.
       lanes: Indices of the worker's lanes.
       lane_rows: Rows that a step takes from a lane.
@@ -65,6 +67,7 @@ class EpochPlan:
     """
 
     blocks: np.ndarray
+    rows: np.ndarray
     steps: int
     lanes: np.ndarray
     lane_rows: int
@@ -83,6 +86,7 @@ def plan_epoch(
     worker: int = 0,
     workers: int = 1,
     window_rows: int = WINDOW_ROWS,
+    sampling: NegativeSampling | None = None,
 ) -> EpochPlan:
     """Returns the plan of one epoch for one worker.
 
@@ -94,6 +98,7 @@ def plan_epoch(
       worker: Index of this worker.
       workers: Number of workers.
       window_rows: Rows over all workers that are decoded and shuffled together, about.
+      sampling: The rows that the epoch reads, or None for all.
 
     Returns:
       The plan.
@@ -102,24 +107,26 @@ def plan_epoch(
       ConfigError: The global batch cannot be shared out equally.
     """
     lanes = lane_count(global_batch_size, workers)
+    order = np.arange(len(blocks))
     if shuffle_seed is None:
         lanes = workers
     else:
-        blocks = blocks[np.random.default_rng(shuffle_seed).permutation(len(blocks))]
-    ends = np.cumsum(blocks[:, 3])
+        order = np.random.default_rng(shuffle_seed).permutation(len(blocks))
+    rows = sampling.kept_rows(blocks, order) if sampling else blocks[order, 3]
+    blocks, ends = blocks[order], np.cumsum(rows)
     bounds = np.arange(lanes + 1) * int(ends[-1]) // lanes
     lane_rows = global_batch_size // lanes
     steps = -(-int(np.diff(bounds).max()) // lane_rows)
     mine = np.arange(worker * lanes // workers, (worker + 1) * lanes // workers)
-    window_steps = max(1, window_rows // global_batch_size)
+    window_steps = max(1, int(window_rows * ends[-1] / blocks[:, 3].sum()) // global_batch_size)
 
     offsets = np.arange(0, steps, window_steps)[:, np.newaxis] * lane_rows
     start = np.minimum(bounds[mine] + offsets, bounds[mine + 1])
     stop = np.minimum(start + window_steps * lane_rows, bounds[mine + 1])
     first = np.minimum(np.searchsorted(ends, start, side="right"), len(blocks) - 1)
     last = np.maximum(np.searchsorted(ends, stop, side="left") + 1, first + 1)  # never no block: a row fills the batch
-    skip = start - (ends - blocks[:, 3])[first]
-    return EpochPlan(blocks, steps, mine, lane_rows, window_steps, first, last, skip, stop - start)
+    skip = start - (ends - rows)[first]
+    return EpochPlan(blocks, rows, steps, mine, lane_rows, window_steps, first, last, skip, stop - start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +141,7 @@ class Reader:
       nesting: Policy for labels that break the hierarchy: `coerce`, `drop` (weight 0) or `error`.
       sample_weights: Whether the column of role `weight` scales the weights.
       carry: Columns passed through as they are, as a fourth element.
+      sampling: The rows that an epoch of training reads, or None for all.
 
     Raises:
       ConfigError: The policy, a carried column or a part of a merged level is unknown.
@@ -146,6 +154,7 @@ class Reader:
     nesting: str = "coerce"
     sample_weights: bool = True
     carry: tuple[str, ...] = ()
+    sampling: NegativeSampling | None = None
 
     def __post_init__(self) -> None:
         label_rules.check_policy(self.nesting, "data.nesting")
@@ -163,7 +172,9 @@ class Reader:
 
     def steps(self, global_batch_size: int, workers: int = 1) -> int:
         """Returns the number of training steps of an epoch, the same on every worker and in every epoch."""
-        return plan_epoch(self.index.blocks, global_batch_size, shuffle_seed=(0, 0), workers=workers).steps
+        return plan_epoch(
+            self.index.blocks, global_batch_size, shuffle_seed=(0, 0), workers=workers, sampling=self.sampling
+        ).steps
 
     def training_dataset(
         self,
@@ -238,6 +249,7 @@ class Reader:
             worker=context.input_pipeline_id,
             workers=context.num_input_pipelines,
             window_rows=window_rows,
+            sampling=self.sampling if seed else None,
         )
         first_window, skipped = divmod(start_step, plan.window_steps)
         windows = tf.data.Dataset.range(first_window, len(plan.first))
@@ -267,19 +279,23 @@ class _WindowReader:
     def __init__(self, reader: Reader, plan: EpochPlan, seed: tuple[int, int] | None, replicas: int) -> None:
         self._reader, self._plan, self._seed, self._replicas = reader, plan, seed, replicas
         self._files = tf.constant(reader.index.files)
-        self._blocks = tf.constant(plan.blocks)
+        self._blocks, self._rows = tf.constant(plan.blocks), tf.constant(plan.rows)
         self._ranges = tf.constant(np.stack([plan.first, plan.last, plan.skip, plan.size]))
 
     def __call__(self, window: tf.Tensor) -> tuple:
         first, last, skip, size = tf.unstack(self._ranges[:, window])
         block_ids = tf.ragged.range(first, last)
-        blocks = tf.gather(self._blocks, block_ids.flat_values)
-        lane_rows = tf.reduce_sum(tf.RaggedTensor.from_row_splits(blocks[:, 3], block_ids.row_splits), axis=1)
+        blocks, kept = (tf.gather(table, block_ids.flat_values) for table in (self._blocks, self._rows))
+        lane_rows = tf.reduce_sum(tf.RaggedTensor.from_row_splits(kept, block_ids.row_splits), axis=1)
         base = tf.cumsum(lane_rows, exclusive=True) + skip
         rows, present = self._row_order(window, base, size)
 
         decode = PARSERS[self._reader.index.record_format]
-        inputs, labels, weights, *carried = self._to_rows(decode(self._read_records(blocks), self._reader.columns))
+        columns = decode(self._read_records(blocks), self._reader.columns)
+        if self._reader.sampling and self._seed:
+            chosen = self._reader.sampling.choose(blocks, kept, self._reader.schema.levels, columns, self._seed)
+            columns = {name: tf.gather(values, chosen) for name, values in columns.items()}
+        inputs, labels, weights, *carried = self._to_rows(columns)
         taken = tf.nest.map_structure(lambda values: tf.gather(values, rows), (inputs, labels, weights, *carried))
         return (*taken[:2], taken[2] * present, *taken[3:])
 

@@ -13,6 +13,7 @@ from data_pipeline.labels import NESTING_POLICIES
 from hm3_tf import __version__
 from hm3_tf.config_files import define_config, explain_unknown_field
 from hm3_tf.errors import Hm3Error, UsageError, did_you_mean
+from hm3_tf.tables import metrics_table
 
 SPLIT_HELP = "date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY or fraction:TRAIN,VALIDATION,TEST"
 
@@ -121,31 +122,20 @@ def _train(values: flags.FlagValues) -> None:
     figures = train_and_evaluate(values.config, values.data_dir, values.workdir)
     print(f"trained {values.workdir}")
     if figures:
-        _print_metrics({"split": "validation", **figures})
+        print(metrics_table({"split": "validation", **figures}))
 
 
-def _print_metrics(metrics: dict) -> None:
-    print(f"{metrics['split']}: {metrics['rows']:,} rows")
-    bayes = "bayes_auc" in metrics["pctr"]
-    title = f"  {'':<10} {'rows':>12} {'positives':>10} {'AUC':>8} {'log loss':>10} {'PCOC':>8}"
-    print(title + (f" {'Bayes AUC':>10}" if bayes else ""))
-    targets = {name: metrics[name] for name in ("pctr", "pcvr", "pctcvr")}
-    targets |= {f"P({level})": figures for level, figures in list(metrics["levels"].items())[1:-1]}
-    for name, f in targets.items():
-        cells = [_cell(f["auc"], 8, 4), _cell(f["log_loss"], 10, 5), _cell(f["pcoc"], 8, 3)]
-        cells += [_cell(f["bayes_auc"], 10, 4)] if "bayes_auc" in f else []
-        print(f"  {name:<10} {f['rows']:>12,} {f['positives']:>10,} {' '.join(cells)}")
-
-
-def _cell(value: float | None, width: int, digits: int) -> str:
-    return f"{'-' if value is None else format(value, f'.{digits}f'):>{width}}"
-
-
-def _define_evaluate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
+def _define_split(values: flags.FlagValues) -> None:
     _string(values, "workdir", None, "Directory of the run.")
     _string(values, "data_dir", None, "Data folder; default the one it was trained on.")
     _string(values, "split", "test", "Split to evaluate.")
     _string(values, "output", None, "File for the figures; default WORKDIR/evaluation/SPLIT.json.")
+
+
+def _define_evaluate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
+    _define_split(values)
+    _string(values, "compare", None, "Directory of another run; prints the differences on the same rows.")
+    _string(values, "slice", "", "Columns whose values get figures of their own: tab,user_active_degree.")
 
 
 def _evaluate(values: flags.FlagValues) -> None:
@@ -154,9 +144,11 @@ def _evaluate(values: flags.FlagValues) -> None:
     from hm3_tf.workdir import open_workdir
 
     run = open_workdir(values.workdir)
-    metrics = evaluate.evaluate_run(run, _open_split(run, values), values.split)
+    other = open_workdir(values.compare) if values.compare else None
+    slices = [name for name in values.slice.split(",") if name]
+    metrics = evaluate.evaluate_run(run, _open_split(run, values), values.split, other, slices)
     storage.write_text(values.output or run.file("evaluation", f"{values.split}.json"), evaluate.to_json(metrics))
-    _print_metrics(metrics)
+    print(metrics_table(metrics))
 
 
 def _open_split(run, values: flags.FlagValues):
@@ -166,13 +158,13 @@ def _open_split(run, values: flags.FlagValues):
 
 
 def _define_predict(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
-    _define_evaluate(values, _arguments)
+    _define_split(values)
     values["split"].help = "Split to predict."
     values["output"].help = "Parquet file to write."
 
 
 def _predict(values: flags.FlagValues) -> None:
-    from hm3_tf.evaluate import predict_run
+    from hm3_tf.predict import predict_run
     from hm3_tf.workdir import open_workdir
 
     run = open_workdir(values.workdir)

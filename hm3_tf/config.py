@@ -96,10 +96,13 @@ class DataConfig(_Section):
     Attributes:
       nesting: Policy for labels that break the hierarchy: coerce, drop or error.
       shuffle_rows: Rows over all workers that are shuffled together; blocks are shuffled over the whole split.
+      negative_keep_rate: Share of the unclicked impressions that an epoch of training reads, other ones each epoch.
+        Predictions and figures are those of the whole log.
     """
 
     nesting: str = "coerce"
     shuffle_rows: int = 65_536
+    negative_keep_rate: float = 1.0
 
 
 @dataclasses.dataclass
@@ -123,6 +126,8 @@ class TrainingConfig(_Section):
       keep_checkpoints: Latest checkpoints that are kept.
       best_metric: Figure of the validation split that chooses the best checkpoint: `pctcvr.auc`, `pcvr.log_loss`, ...
       early_stopping_epochs: Epochs without a better one after which training ends, or 0 for never.
+      calibrate: Whether the best weights come with a map of each target's odds that is fitted on the validation split;
+        figures of validation are those before it.
     """
 
     global_batch_size: int = 4096
@@ -140,6 +145,7 @@ class TrainingConfig(_Section):
     keep_checkpoints: int = 3
     best_metric: str = "pctcvr.auc"
     early_stopping_epochs: int = 0
+    calibrate: bool = False
 
 
 @dataclasses.dataclass
@@ -205,6 +211,14 @@ def checked(config: Config) -> Config:
     _require(training.seed < 2**32, "training.seed", "a number below 2**32", training.seed)
     _require(0 <= model.dropout < 1, "model.dropout", "a share in [0, 1)", model.dropout)
     _require(model.cross_layers >= 0, "model.cross_layers", "a number of at least 0", model.cross_layers)
+    keep_rate = config.data.negative_keep_rate
+    _require(0 < keep_rate <= 1, "data.negative_keep_rate", "a share in (0, 1]", keep_rate)
+    click = config.method.graphs[0].behaviors[0]
+    if keep_rate < 1 and not click.gate:
+        raise ConfigError(
+            f"data.negative_keep_rate: expected 1 where the first level {click.name!r} is no gate, got {keep_rate}: what "
+            "happens without it would be read too seldom; give the behavior gate=True, or keep all rows"
+        )
     _require_one_of(config.data.nesting, NESTING_POLICIES, "data.nesting")
     _require_one_of(training.optimizer, OPTIMIZERS, "training.optimizer")
     _require_one_of(training.precision, PRECISIONS, "training.precision")

@@ -113,11 +113,25 @@ def gather(strategy: tf.distribute.Strategy, rows: np.ndarray) -> np.ndarray:
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return rows
-    values = rows.astype(np.int32) if rows.dtype == bool else rows  # collectives know no bool
-    first_replica_only = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(values if _first_here(context, strategy) else values[:0])
+    values = rows.view(np.int64) if rows.dtype == np.uint64 else rows
+    values = values.astype(np.int32) if values.dtype.itemsize == 1 else values  # collectives know few types
+    gathered = strategy.gather(_of_first_replicas(strategy, values, values[:0]), axis=0).numpy()
+    return gathered.view(rows.dtype) if rows.dtype == np.uint64 else gathered.astype(rows.dtype)
+
+
+def add_up(strategy: tf.distribute.Strategy, array: np.ndarray) -> np.ndarray:
+    """Returns the sum of the workers' arrays, which have one shape, on each of them."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return array
+    values = _of_first_replicas(strategy, array, np.zeros_like(array))
+    return strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None).numpy()
+
+
+def _of_first_replicas(strategy: tf.distribute.Strategy, values: np.ndarray, other: np.ndarray) -> Any:
+    """Returns a value a replica: `values` on the first one of each worker, `other` on the rest."""
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(values if _first_here(context, strategy) else other)
     )
-    return strategy.gather(first_replica_only, axis=0).numpy().astype(rows.dtype)
 
 
 def _first_here(context: tf.distribute.ReplicaContext, strategy: tf.distribute.Strategy) -> bool:

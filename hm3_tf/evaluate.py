@@ -1,31 +1,32 @@
-"""Predictions of a model over a split, and their figures."""
+"""A model over a split, and its figures."""
 
-import contextlib
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tensorflow as tf
 
-from data_pipeline import storage
 from data_pipeline.folder import explained_read_errors
+from data_pipeline.hashing import fingerprint
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader
-from data_pipeline.records import ARROW_TYPES
+from data_pipeline.schema import Schema
 from hm3_tf.behavior_graph import IMPRESSION
+from hm3_tf.compare import Comparison
 from hm3_tf.config import Config
-from hm3_tf.distribute import gather, input_context
-from hm3_tf.metrics import auc, binary_metrics
-from hm3_tf.model import ConversionModel, model_features, probabilities
-from hm3_tf.progress import Progress
+from hm3_tf.distribute import add_up, gather, input_context
+from hm3_tf.metrics import TargetCounts
+from hm3_tf.model import ConversionModel, model_features
+from hm3_tf.slices import Slices, check_columns
+from hm3_tf.tally import SLICE_RESOLUTION, SLICE_ROWS_KEPT, Rows, Tally
 from hm3_tf.workdir import Workdir
 
 BATCH_ROWS = 2048  # the activations of all towers stay in a processor's cache
-_TRUTH = ("truth_pctr", "truth_pcvr", "truth_pctcvr")
+_CHUNK_ROWS = 65_536  # that are counted together
+_TRUTH = {"pctr": "truth_pctr", "pcvr": "truth_pcvr", "pctcvr": "truth_pctcvr"}
 
 
 def split_reader(run: Workdir, index: SplitIndex, **options: Any) -> Reader:
@@ -35,14 +36,28 @@ def split_reader(run: Workdir, index: SplitIndex, **options: Any) -> Reader:
     return Reader(index, run.schema, features, merged, **options)
 
 
-def evaluation_reader(run: Workdir, index: SplitIndex) -> Reader:
+def group_column(schema: Schema) -> str | None:
+    """Returns the column that GAUC and intervals group rows by: the first of role `group`."""
+    return next((column.name for column in schema.with_role("group") if column.dtype != "float"), None)
+
+
+def evaluation_reader(run: Workdir, index: SplitIndex, carry: Sequence[str] = (), nesting: str | None = None) -> Reader:
     """Returns the reader that an `Evaluator` takes.
 
     Without sample weights, as figures are per row; with the truth if the log is a simulated one.
+
+    Args:
+      run: The run.
+      index: The split.
+      carry: Columns to carry beside those that evaluation needs.
+      nesting: Policy for labels that break the hierarchy; default the run's.
     """
     known = {column.name for column in run.schema.with_role("truth")}
-    truth = _TRUTH if known.issuperset(_TRUTH) else ()
-    return split_reader(run, index, nesting=run.config.data.nesting, sample_weights=False, carry=truth)
+    truth = tuple(_TRUTH.values()) if known.issuperset(_TRUTH.values()) else ()
+    group = group_column(run.schema)
+    columns = dict.fromkeys([*([group] if group else []), *truth, *carry])
+    nesting = nesting or run.config.data.nesting
+    return split_reader(run, index, nesting=nesting, sample_weights=False, carry=tuple(columns))
 
 
 def _target_pairs(predictions: dict[str, Any], levels: Sequence[str]) -> tf.Tensor:
@@ -60,6 +75,10 @@ class Evaluator:
       config: Its config.
       reader: Reader of the split from `evaluation_reader`.
       strategy: The run's strategy.
+
+    Attributes:
+      levels: Levels of the model's method.
+      counts: Histograms of the last evaluation, of the levels and then of the conversion given a click: int64 [2, bins].
     """
 
     def __init__(
@@ -69,10 +88,12 @@ class Evaluator:
         reader: Reader,
         strategy: tf.distribute.Strategy | None = None,
     ) -> None:
-        self._levels = config.method.levels
+        self.levels = levels = config.method.levels
+        self.counts: list[np.ndarray] = []
         self._reader = reader
         self._strategy = strategy or tf.distribute.get_strategy()
-        levels = self._levels
+        group = group_column(reader.schema)
+        self._group = group if group in reader.carry else None
 
         @tf.function(reduce_retracing=True)
         @tf.autograph.experimental.do_not_convert
@@ -89,31 +110,58 @@ class Evaluator:
         Raises:
           DataError: A shard is corrupt, or its records do not hold what the schema says.
         """
-        pairs, labels, truth = self._collect()
-        clicked = labels[:, 0]
-        figures = [binary_metrics(labels[:, i], pairs[:, i]) for i in range(len(self._levels))]
-        targets = {
-            "pctr": dict(figures[0]),
-            "pcvr": binary_metrics(labels[clicked, -1], pairs[clicked, -1]),
-            "pctcvr": dict(figures[-1]),
-        }
-        if truth.shape[1]:
-            targets["pctr"]["bayes_auc"] = auc(clicked, truth[:, 0])
-            targets["pcvr"]["bayes_auc"] = auc(labels[clicked, -1], truth[clicked, 1])
-            targets["pctcvr"]["bayes_auc"] = auc(labels[:, -1], truth[:, 2])
-        return {"rows": len(labels), **targets, "levels": dict(zip(self._levels, figures))}
+        tally, truth = self.new_tally(), self.new_truth()
+        for rows in self.rows():
+            tally.update(rows)
+            truth.update(rows)
+        self._share(tally, truth)
+        self.counts = [target.counts for target in tally.counts]
+        return truth.added_to(tally.result())
 
-    def _collect(self) -> tuple[np.ndarray, ...]:
-        """Returns log pairs [rows, levels + 1, 2], labels bool [rows, levels] and the truth float [rows, 3 or 0]."""
-        parts = []
+    def new_tally(self, **options: Any) -> Tally:
+        """Returns an empty tally of the model's targets; `options` are those of `Tally`."""
+        return Tally(self.levels, self._group is not None, **options)
+
+    def new_truth(self) -> "TruthCounts":
+        """Returns empty counts of the true probabilities, where the log has them."""
+        return TruthCounts(name for name, column in _TRUTH.items() if column in self._reader.carry)
+
+    def rows(self) -> Iterator[Rows]:
+        """Yields this worker's rows in the order of the log, many at a time.
+
+        Raises:
+          DataError: A shard is corrupt, or its records do not hold what the schema says.
+        """
+        parts, count = [], 0
         with explained_read_errors(self._reader.index):
-            for features, levels, weights, *carried in self._dataset:
-                real = weights.numpy() > 0
-                labels = np.stack([levels[level].numpy() > 0 for level in self._levels], axis=1)
-                columns = [carried[0][name].numpy() for name in self._reader.carry] if carried else []
-                truth = np.stack(columns, axis=1) if columns else np.empty((len(real), 0), np.float32)
-                parts.append([array[real] for array in (self._predict(features).numpy(), labels, truth)])
-        return tuple(gather(self._strategy, np.concatenate(part)) for part in zip(*parts))
+            for i, batch in enumerate(self._dataset):
+                parts.append(self._predicted(i, *batch))
+                count += len(parts[-1])
+                if count >= _CHUNK_ROWS:
+                    yield _joined(parts)
+                    parts, count = [], 0
+        if parts:
+            yield _joined(parts)
+
+    def _predicted(self, i: int, features: dict, levels: dict, weights: tf.Tensor, carried: dict | None = None) -> Rows:
+        carried = carried or {}
+        labels = np.stack([levels[level].numpy() > 0 for level in self.levels], axis=1)
+        positions = self._first_row + i * len(labels) + tf.range(len(labels), dtype=tf.int64)
+        groups = fingerprint(carried[self._group] if self._group else positions, salt="groups").numpy()
+        columns = {name: values.numpy() for name, values in carried.items()}
+        return Rows(labels, self._predict(features).numpy(), groups, columns)[weights.numpy() > 0]
+
+    def _share(self, tally: Tally, truth: "TruthCounts") -> None:
+        """Adds up the counts of all workers, on each of them."""
+        for array in (*tally.arrays, *truth.arrays):
+            array[...] = add_up(self._strategy, array)
+        if tally.grouped:
+            tally.grouped.gather(functools.partial(gather, self._strategy))
+
+    @property
+    def _first_row(self) -> int:
+        context = input_context(self._strategy)
+        return context.input_pipeline_id * self._reader.index.rows // context.num_input_pipelines
 
     @functools.cached_property
     def _dataset(self) -> tf.data.Dataset:
@@ -121,82 +169,88 @@ class Evaluator:
         return self._reader.ordered_dataset(BATCH_ROWS * context.num_input_pipelines, input_context=context)
 
 
-def evaluate_run(run: Workdir, index: SplitIndex, split: str) -> dict[str, Any]:
+def _joined(parts: Sequence[Rows]) -> Rows:
+    carried = {name: np.concatenate([part.carried[name] for part in parts]) for name in parts[0].carried}
+    labels, pairs, groups = (np.concatenate(arrays) for arrays in zip(*((p.labels, p.pairs, p.groups) for p in parts)))
+    return Rows(labels, pairs, groups, carried)
+
+
+class TruthCounts:
+    """Counts of the true probabilities of a simulated log: the best AUCs that a model can have on it.
+
+    Args:
+      targets: Those of pctr, pcvr, pctcvr whose truth the log has.
+    """
+
+    def __init__(self, targets: Iterator[str]) -> None:
+        self._targets = {name: TargetCounts() for name in targets}
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The counts that add up, to be changed in place."""
+        return [target.counts for target in self._targets.values()]
+
+    def update(self, rows: Rows) -> None:
+        """Adds rows."""
+        for name, target in self._targets.items():
+            _, labels, _ = rows.target({"pctr": 0, "pcvr": rows.labels.shape[1]}.get(name, rows.labels.shape[1] - 1))
+            p = rows.carried[_TRUTH[name]].astype(np.float64)
+            p = p[rows.labels[:, 0]] if name == "pcvr" else p
+            target.update(labels, np.log(np.stack([p, 1 - p], axis=1)))
+
+    def added_to(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Returns the figures with `bayes_auc` beside those of the targets."""
+        best = {name: {"bayes_auc": target.result()["auc"]} for name, target in self._targets.items()}
+        return {name: {**figures, **best[name]} if name in best else figures for name, figures in metrics.items()}
+
+
+def evaluate_run(
+    run: Workdir, index: SplitIndex, split: str, compare: Workdir | None = None, slices: Sequence[str] = ()
+) -> dict[str, Any]:
     """Returns `metrics.json` of a trained run on a split.
 
     Args:
       run: The run.
       index: The split.
       split: Its name.
+      compare: Another run, to be compared with on the same rows.
+      slices: Columns of the log, each value of which gets the figures of its rows.
 
     Returns:
-      The figures, see `Evaluator`.
+      The figures, see `Evaluator`; with `slices` {column: {value: figures}} and `compare` (`workdir` and the differences,
+      see `Comparison`) where asked for.
 
     Raises:
-      Hm3Error: The run has no checkpoint.
+      Hm3Error: A run has no checkpoint, or a column has too many values.
+      ConfigError: A column cannot be sliced by, or the runs have other clicks or conversions.
       DataError: The split cannot be read.
     """
-    return {"split": split, **Evaluator(run.trained_model(), run.config, evaluation_reader(run, index))()}
+    check_columns(run.schema, slices)
+    reader = evaluation_reader(run, index, carry=slices)
+    evaluator = Evaluator(run.trained_model(), run.config, reader)
+    tally, truth = evaluator.new_tally(), evaluator.new_truth()
+    sliced = Slices(slices, lambda: evaluator.new_tally(resolution=SLICE_RESOLUTION, rows_kept=SLICE_ROWS_KEPT))
+    comparison: Comparison | None = None
+    other_rows: Iterator[Any] = itertools.repeat(None)
+    if compare:
+        other_reader = evaluation_reader(compare, index, nesting=reader.nesting)
+        other = Evaluator(compare.trained_model(), compare.config, other_reader)
+        comparison = Comparison(evaluator.levels, other.levels, tally.grouped is not None)
+        other_rows = other.rows()
+    for rows, others in zip(evaluator.rows(), other_rows):
+        for counts in (tally, truth, sliced):
+            counts.update(rows)
+        if comparison:
+            comparison.update(rows, others)
+    estimates = tally.estimates()
+    metrics = {"split": split, **truth.added_to(tally.result(estimates))}
+    if slices:
+        metrics["slices"] = sliced.result()
+    if compare and comparison:
+        metrics["compare"] = {"workdir": compare.path, **comparison.result(estimates)}
+    return metrics
 
 
 def to_json(metrics: dict[str, Any]) -> str:
     """Returns the text of `metrics.json`."""
     return json.dumps(metrics, indent=1)
-
-
-class _ParquetFile(tf.io.gfile.GFile):
-    """A file of any file system that Arrow can write to."""
-
-    closed = False
-
-    def close(self) -> None:
-        super().close()
-        self.closed = True
-
-
-def predict_run(run: Workdir, index: SplitIndex, output: str) -> int:
-    """Writes the predictions of a trained run on a split as Parquet, a row an impression, in the log's order.
-
-    Args:
-      run: The run.
-      index: The split.
-      output: The file: the group columns of the log, then `pctr`, `pcvr`, `pctcvr` and `p_<level>` as float.
-
-    Returns:
-      Number of rows.
-
-    Raises:
-      Hm3Error: The run has no checkpoint, or the file cannot be written.
-      DataError: The split cannot be read.
-    """
-    groups = run.schema.with_role("group")
-    reader = split_reader(run, index, sample_weights=False, carry=tuple(column.name for column in groups))
-    model, levels = run.trained_model(), run.config.method.levels
-
-    @tf.function(reduce_retracing=True)
-    @tf.autograph.experimental.do_not_convert
-    def predict(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return probabilities(model.network(features, training=False), levels)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for features, _, weights, *carried in reader.ordered_dataset(BATCH_ROWS):
-            real = weights.numpy() > 0
-            arrays = {
-                c.name: pa.array(carried[0][c.name].numpy()[real], ARROW_TYPES[c.dtype]) for c in groups if carried
-            }
-            arrays |= {name: pa.array(p.numpy()[real]) for name, p in predict(features).items()}
-            yield pa.RecordBatch.from_pydict(arrays)
-
-    rows = 0
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_ParquetFile(stack.enter_context(storage.staged_file(output)), "wb"))
-        stack.enter_context(explained_read_errors(index))
-        progress = stack.enter_context(Progress("predict", index.rows))
-        writer = None
-        for batch in batches():
-            if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(pa.PythonFile(file, "w"), batch.schema))
-            writer.write_batch(batch)
-            rows += batch.num_rows
-            progress.advance(batch.num_rows)
-    return rows

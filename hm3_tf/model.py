@@ -14,6 +14,7 @@ from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, checked
 from hm3_tf.errors import ConfigError
 from hm3_tf.features import Feature
+from hm3_tf.keras_metrics import TargetMetric
 from hm3_tf.layers import HashedEmbeddings
 from hm3_tf.losses import CompositeLoss
 from hm3_tf.methods import Method
@@ -67,6 +68,7 @@ class ConversionModel(tfrs.Model):
         self.network = network
         self.task = task
         self.loss_meter = LossMeter(task.levels, name="mean_loss")
+        self.target_metrics = [TargetMetric(name) for name in ("pctr", "pcvr", "pctcvr")]
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, Any]:
         """Runs the network: {feature: [batch] or [batch, length]} to its predictions."""
@@ -90,7 +92,16 @@ class ConversionModel(tfrs.Model):
         sums = [tf.reduce_sum(levels[level] * weights) for level in self.task.levels]
         rows = tf.cast(tf.shape(weights)[0], tf.float32)
         self.loss_meter.update_state(loss * rows, sums, tf.reduce_sum(weights))
+        if not training:
+            self._update_target_metrics(labels, predictions["log_probs"], weights > 0)
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def _update_target_metrics(self, labels: dict[str, tf.Tensor], log_probs: dict, real: tf.Tensor) -> None:
+        click, *_, purchase = self.task.levels
+        pctr, pcvr, pctcvr = self.target_metrics
+        pctr.update_state(labels[click], log_probs[IMPRESSION][click], real)
+        pcvr.update_state(labels[purchase], log_probs[click][purchase], real & (labels[click] > 0))
+        pctcvr.update_state(labels[purchase], log_probs[IMPRESSION][purchase], real)
 
     def reset_embeddings(self, draw: int) -> None:
         """Starts the embeddings and their moments anew, and leaves all else as it is.
@@ -103,6 +114,17 @@ class ConversionModel(tfrs.Model):
                 layer.reset(draw)
                 reset_moments(self.optimizer, layer.trainable_variables)
 
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The metrics of every step; those of the targets are of evaluation only, as replicas would add them up each step."""
+        return [metric for metric in super().metrics if not isinstance(metric, TargetMetric)]
+
+    def reset_metrics(self) -> None:
+        """Starts all metrics anew."""
+        super().reset_metrics()
+        for metric in self.target_metrics:
+            metric.reset_state()
+
     @tf.autograph.experimental.do_not_convert
     def train_step(self, inputs: tuple) -> dict[str, tf.Tensor]:
         """Takes a step; returns the mean loss since the start of the epoch."""
@@ -110,8 +132,11 @@ class ConversionModel(tfrs.Model):
 
     @tf.autograph.experimental.do_not_convert
     def test_step(self, inputs: tuple) -> dict[str, tf.Tensor]:
-        """Evaluates a batch; returns the mean loss since the start."""
-        return {"loss": super().test_step(inputs)[self.loss_meter.name]}
+        """Evaluates a batch; returns the mean loss and the figures of the targets since the start."""
+        figures = {"loss": super().test_step(inputs)[self.loss_meter.name]}
+        for metric in self.target_metrics:
+            figures |= metric.result()
+        return figures
 
 
 def probabilities(predictions: dict[str, Any], levels: Sequence[str]) -> dict[str, tf.Tensor]:
@@ -205,7 +230,16 @@ def build_model(config: Config, schema: Schema, statistics: SplitStatistics | No
     train = statistics or no_statistics(schema)
     rates = {e: r for graph in method.graphs for e, r in train.edge_rates(graph, method.merged_levels).items()}
     features = model_features(config, schema, train)
-    network = build_network(method, features, rates, config.model, precision=training.precision, seed=training.seed)
+    network = build_network(
+        method,
+        features,
+        rates,
+        config.model,
+        precision=training.precision,
+        seed=training.seed,
+        negative_keep_rate=config.data.negative_keep_rate,
+        calibrate=training.calibrate,
+    )
     model = ConversionModel(network, CompositeLoss(method.graphs, training.loss_weights, training.edge_loss_weight))
     optimizer = make_optimizer(training.optimizer, training.learning_rate)
     model.compile(optimizer=optimizer, weighted_metrics=[])

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras as keras
 
+from hm3_tf.calibration import Calibration, KeptNegatives, kept_rate
 from hm3_tf.config import ModelConfig
 from hm3_tf.features import Feature, HashedFeature, NumericFeature
 from hm3_tf.layers import HashedEmbeddings, NumericInputs, ParallelTowers, ProbabilityGraph
@@ -38,6 +39,8 @@ def build_network(
     *,
     precision: str = "float32",
     seed: int = 0,
+    negative_keep_rate: float = 1.0,
+    calibrate: bool = False,
 ) -> keras.Model:
     """Returns the network of a method.
 
@@ -51,6 +54,8 @@ def build_network(
       config: Widths and dropout.
       precision: `float32`, or `bfloat16` for the towers' matrix products.
       seed: Seeds the weights.
+      negative_keep_rate: Share of the unclicked rows that it is trained on; outside of training it predicts the whole log.
+      calibrate: Whether it has a layer `calibration`, which can be fitted after training.
 
     Returns:
       A functional model from {feature: [batch] or [batch, length]} to a dict of `log_probs`
@@ -58,6 +63,9 @@ def build_network(
     """
     inputs = network_inputs(features)
     logits: dict[str, tf.Tensor] = {}
+    click = method.graphs[0].edges[0]
+    if negative_keep_rate < 1:
+        edge_rates = {**edge_rates, click: kept_rate(edge_rates[click], negative_keep_rate)}
     for i, graph in enumerate(method.graphs):
         name = f"_{i}" if i else ""
         trunk = _trunk(inputs, features, config, name, seed)
@@ -70,7 +78,11 @@ def build_network(
             dtype=_POLICIES[precision],
         )
         logits |= towers(trunk)
+    if negative_keep_rate < 1:
+        logits[click] = KeptNegatives(negative_keep_rate, name=f"{_OURS}kept_negatives")(logits[click])
     log_probs = ProbabilityGraph(method.graphs, name=f"{_OURS}probability_graph")(logits)
+    if calibrate:
+        log_probs = Calibration(method.levels, name=f"{_OURS}calibration")(log_probs)
     return keras.Model(inputs, {"log_probs": log_probs, "edge_logits": logits}, name=method.name)
 
 

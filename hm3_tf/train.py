@@ -1,18 +1,22 @@
 """Training of a run: epochs, checkpoints, logs, validation, early stopping."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
 import time
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
 from data_pipeline import storage
 from data_pipeline.folder import DataFolder, explained_read_errors
-from data_pipeline.read import lane_count
+from data_pipeline.index import SplitIndex
+from data_pipeline.read import Reader, lane_count
+from data_pipeline.sampling import NegativeSampling, count_clicked_rows
 from hm3_tf.config import BEST_FIGURES, Config, checked
 from hm3_tf.distribute import input_context, make_strategy
 from hm3_tf.errors import ConfigError, Hm3Error
@@ -22,6 +26,7 @@ from hm3_tf.progress import Progress
 from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir
 
 _LOGGER = logging.getLogger(__name__)
+_COUNTED_TOGETHER = 16_384  # rows whose clicks are counted together
 
 
 class MetricsLog:
@@ -67,6 +72,22 @@ def _scalars(prefix: str, figures: dict[str, Any]) -> list[tuple[str, float]]:
     return result
 
 
+def training_reader(run: Workdir, index: SplitIndex) -> Reader:
+    """Returns the reader of a run's training split; where not all rows are kept, label columns are read to count clicks.
+
+    Raises:
+      DataError: A shard is corrupt, or its records do not hold what the schema says.
+    """
+    reader = split_reader(run, index, nesting=run.config.data.nesting)
+    keep_rate, click = run.config.data.negative_keep_rate, run.config.method.levels[0]
+    if keep_rate == 1:
+        return reader
+    labels = Reader(index, run.schema, (), run.config.method.merged_levels, sample_weights=False)
+    with explained_read_errors(index):
+        clicked_rows = count_clicked_rows(index.blocks, labels.ordered_dataset(_COUNTED_TOGETHER), click)
+    return dataclasses.replace(reader, sampling=NegativeSampling(keep_rate, click, clicked_rows))
+
+
 class Trainer(keras.callbacks.Callback):
     """Trains a run, from its latest checkpoint if it has one.
 
@@ -88,20 +109,21 @@ class Trainer(keras.callbacks.Callback):
         self._log: MetricsLog | None = None
         self._timer = self._epoch_start = (0.0, 0)  # when and after how many steps the last interval and epoch ended
         self._config = run.config.training
-        self._reader = split_reader(run, data.split("train"), nesting=run.config.data.nesting)
+        self._reader = training_reader(run, data.split("train"))
         workers = input_context(strategy).num_input_pipelines
         self._epoch_steps = self._reader.steps(self._config.global_batch_size, workers)
         with strategy.scope():
             self._model = run.build_model()
             self._model.optimizer.build(self._model.network.trainable_variables)
-        self._evaluator = None
+        self._evaluator: Evaluator | None = None
         if data.has_split("validation"):
             reader = evaluation_reader(run, data.split("validation"))
             self._evaluator = Evaluator(self._model, run.config, reader, strategy)
-        elif self._config.early_stopping_epochs:
-            raise ConfigError(
-                f"training.early_stopping_epochs: expected a validation split to stop by, found none in {data.path}"
+        elif self._config.early_stopping_epochs or self._config.calibrate:
+            field, purpose = (
+                ("calibrate", "fit it on") if self._config.calibrate else ("early_stopping_epochs", "stop by")
             )
+            raise ConfigError(f"training.{field}: expected a validation split to {purpose}, found none in {data.path}")
         self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
         lanes = lane_count(self._config.global_batch_size, workers)
         order = {
@@ -292,10 +314,19 @@ class Trainer(keras.callbacks.Callback):
         elif BEST_FIGURES[figure] * value > self._best["value"].numpy():
             self._best["value"].assign(BEST_FIGURES[figure] * value)
             self._best["epoch"].assign(epoch)
-            if self._chief:
-                with storage.explained(self._run.file("checkpoints")):
-                    self._best_checkpoint.save(step)
+            self._save_best(step, self._evaluator.counts)
         return figures
+
+    def _save_best(self, step: int, counts: list[np.ndarray]) -> None:
+        """Saves the weights, with the calibration that fits them; training goes on without it."""
+        layer = self._model.network.get_layer("hm3/calibration") if self._config.calibrate else None
+        if layer:
+            layer.fit(counts)
+        if self._chief:
+            with storage.explained(self._run.file("checkpoints")):
+                self._best_checkpoint.save(step)
+        if layer:
+            layer.reset()
 
 
 def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:

@@ -96,3 +96,14 @@ def test_only_the_chief_writes_and_the_run_can_be_opened(runs):
     run = open_workdir(str(runs / "two"))
     assert run.config.distribution.strategy == "multi_worker"
     assert run.trained_model().network.get_weights()
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_workers_that_share_the_rows_have_the_figures_of_one_process(runs, worker):
+    together, alone = json.loads((runs / f"two_{worker}.json").read_text())
+    assert together["pctr"]["rows"] == 857
+    assert set(together["pcvr"]) == set(alone["pcvr"])
+    for target in ("pctr", "pcvr", "pctcvr"):
+        for name, value in alone[target].items():
+            expected = None if value is None else pytest.approx(value, rel=1e-6)
+            assert together[target][name] == expected, (target, name)

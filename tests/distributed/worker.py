@@ -3,13 +3,18 @@
 python -m tests.distributed.worker METHOD DATA_DIR WORKDIR STRATEGY WEIGHTS.npz
 """
 
+import json
+import pathlib
 import sys
 
 import numpy as np
 import tensorflow as tf
 
+from data_pipeline.folder import DataFolder
 from hm3_tf import train
 from hm3_tf.config import Config, DistributionConfig, ModelConfig, TrainingConfig
+from hm3_tf.evaluate import Evaluator, evaluation_reader
+from hm3_tf.workdir import open_workdir
 
 
 def main(method: str, data_dir: str, workdir: str, strategy: str, output: str) -> None:
@@ -27,6 +32,10 @@ def main(method: str, data_dir: str, workdir: str, strategy: str, output: str) -
     trainer = train.open_trainer(config, data_dir, workdir)
     figures = trainer.train()
     weights = {str(i): weight for i, weight in enumerate(trainer.model.network.get_weights())}
+    # Evaluated by the strategy, and again by this process alone.
+    reader = evaluation_reader(open_workdir(workdir), DataFolder.open(data_dir).split("validation"))
+    alone = Evaluator(trainer.model, config, reader)()
+    pathlib.Path(output).with_suffix(".json").write_text(json.dumps([figures, alone]))
     np.savez(output, validation_auc=figures["pctr"]["auc"], **weights)
 
 

@@ -130,6 +130,24 @@ def test_the_traceback_is_shown_when_asked_for(command, tmp_path):
     assert "Traceback" in error and "hm3: error: " in error
 
 
+def test_evaluate_prints_and_writes_slices_and_the_difference_from_another_run(command, workdir, tmp_path):
+    status, output, _ = command(
+        *("evaluate", f"--workdir={workdir}", "--slice=position", f"--compare={workdir}", f"--output={tmp_path}/m.json")
+    )
+    assert status == 0
+    assert "pcvr by position" in output and "too few rows" in output
+    assert re.search(rf"less {workdir}.*\n  pctr       auc +0\.00000   0\.00000…0\.00000\n", output)
+    figures = json.loads((tmp_path / "m.json").read_text())
+    assert figures["compare"]["pctr"]["auc_interval"] == [0, 0]
+    assert sum(part["rows"] for part in figures["slices"]["position"].values()) == 857
+
+
+def test_a_slice_by_a_column_that_is_not_there_is_refused(command, workdir):
+    assert "--slice: expected a column of the schema, got 'positio'; did you mean 'position'" in the_error(
+        command("evaluate", f"--workdir={workdir}", "--slice=positio")
+    )
+
+
 def test_evaluate_prints_and_writes_the_figures(command, workdir):
     status, output, _ = command("evaluate", f"--workdir={workdir}")
     assert status == 0 and "pctcvr" in output and "Bayes AUC" in output

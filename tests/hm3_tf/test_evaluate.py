@@ -8,19 +8,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from data_pipeline.folder import DataFolder
 from data_pipeline.schema import Schema
 from data_pipeline.simulate import LEVELS
-from hm3_tf import evaluate
+from hm3_tf import evaluate, predict
 from hm3_tf.errors import DataError, Hm3Error
-from hm3_tf.evaluate import Evaluator, evaluate_run, evaluation_reader, predict_run, to_json
+from hm3_tf.evaluate import Evaluator, evaluate_run, evaluation_reader, to_json
 from hm3_tf.model import probabilities
+from hm3_tf.predict import predict_run
+from hm3_tf.tally import Rows, Tally
 from tests import reference
-from tests.conftest import LOG, read_split, tiny_config, written_run
+from tests.conftest import LOG, read_split, save_best, tiny_config, written_run
 
-FIGURES = {"rows", "positives", "rate", "prediction", "pcoc", "auc", "log_loss"}
+ESTIMATES = {"auc", "pr_auc", "log_loss", "normalized_entropy", "pcoc", "ece", "gauc", "gauc_unweighted"}
+COUNTS = {"rows", "positives", "rate", "prediction", "auc_error", "gauc_groups", "too_small"}
+FIGURES = ESTIMATES | COUNTS | {f"{name}_interval" for name in ESTIMATES}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,8 @@ def test_figures_are_those_of_scikit_learn_on_the_predictions(metrics, table, tr
     for name, (labels, p) in targets.items():
         figures = metrics[name]
         assert (figures["rows"], figures["positives"]) == (len(labels), labels.sum()), name
-        assert figures["auc"] == pytest.approx(roc_auc_score(labels, p), abs=1e-6), name
+        assert figures["auc"] == pytest.approx(roc_auc_score(labels, p), abs=figures["auc_error"] + 1e-9), name
+        assert figures["pr_auc"] == pytest.approx(average_precision_score(labels, p), rel=1e-2), name
         assert figures["log_loss"] == pytest.approx(log_loss(labels, p.astype(np.float64)), rel=1e-5), name
         assert figures["prediction"] == pytest.approx(p.mean(dtype=np.float64), rel=1e-5), name
         assert figures["pcoc"] == pytest.approx(p.mean(dtype=np.float64) / labels.mean(), rel=1e-5), name
@@ -105,7 +110,7 @@ def test_figures_are_those_of_scikit_learn_on_the_predictions(metrics, table, tr
 def test_figures_of_a_level_are_over_impressions(metrics, table, truth, level):
     figures, p = metrics["levels"][level], table[f"p_{level}"].to_numpy()
     assert (figures["rows"], figures["positives"]) == (len(p), truth[level].sum())
-    assert figures["auc"] == pytest.approx(roc_auc_score(truth[level], p), abs=1e-6)
+    assert figures["auc"] == pytest.approx(roc_auc_score(truth[level], p), abs=figures["auc_error"] + 1e-9)
     assert figures["log_loss"] == pytest.approx(log_loss(truth[level], p.astype(np.float64)), rel=1e-5)
 
 
@@ -164,16 +169,16 @@ def test_a_method_of_several_networks_or_merged_levels_has_the_same_targets(data
         assert figures["levels"]["d_action"]["positives"] == (truth["d_mi"] | truth["d_ma"]).sum()
 
 
-def test_a_split_without_clicks_has_no_figures_of_clicked_rows(trained_run, data, monkeypatch):
-    evaluator = Evaluator(
-        trained_run.trained_model(), trained_run.config, evaluation_reader(trained_run, data.split("test"))
+def test_a_split_without_clicks_has_no_figures_of_clicked_rows():
+    tally = Tally(("click", "d_mi", "d_ma", "purchase"), grouped=True)
+    tally.update(
+        Rows(np.zeros((3, 4), bool), np.log(np.full((3, 5, 2), 0.5, np.float32)), np.arange(3, dtype=np.uint64))
     )
-    pairs = np.log(np.full((3, 5, 2), 0.5))
-    monkeypatch.setattr(evaluator, "_collect", lambda: (pairs, np.zeros((3, 4), bool), np.zeros((3, 3))))
-    figures = json.loads(to_json(evaluator()))
+    figures = json.loads(to_json(tally.result()))
     assert figures["pcvr"]["rows"] == 0
-    assert figures["pcvr"]["auc"] is figures["pcvr"]["log_loss"] is figures["pcvr"]["bayes_auc"] is None
-    assert figures["pctr"]["auc"] is figures["pctr"]["pcoc"] is None
+    assert figures["pcvr"]["auc"] is figures["pcvr"]["log_loss"] is figures["pcvr"]["gauc"] is None
+    assert figures["pctr"]["auc"] is figures["pctr"]["pcoc"] is figures["pctr"]["auc_interval"] is None
+    assert figures["pctr"]["too_small"]
 
 
 def test_a_log_without_groups_has_probabilities_only(trained_run, data, tmp_path):
@@ -189,7 +194,7 @@ def test_predictions_that_fail_leave_no_file(trained_run, data, monkeypatch, tmp
     def fail(predictions, levels):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(evaluate, "probabilities", fail)
+    monkeypatch.setattr(predict, "probabilities", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         predict_run(trained_run, data.split("test"), str(tmp_path / "p.parquet"))
     assert list(tmp_path.iterdir()) == []
@@ -205,6 +210,33 @@ def test_a_run_without_a_checkpoint_is_not_evaluated(data, tmp_path):
     run = written_run(str(tmp_path), tiny_config(), data)
     with pytest.raises(Hm3Error, match="expected a checkpoint, found none; run hm3 train"):
         evaluate_run(run, data.split("test"), "test")
+
+
+def test_a_run_is_compared_with_another_method_on_the_same_rows(trained_run, data, metrics, tmp_path):
+    other = written_run(str(tmp_path), tiny_config("esm2"), data)
+    save_best(other, other.build_model())
+    compared = evaluate_run(trained_run, data.split("test"), "test", compare=other)
+    alone = evaluate_run(other, data.split("test"), "test")
+    assert {name: compared[name] for name in metrics} == metrics
+    assert compared["compare"]["workdir"] == str(tmp_path)
+    assert list(compared["compare"]["levels"]) == ["click", "d_ma", "purchase"]
+    for target in ("pctr", "pcvr", "pctcvr"):
+        expected = metrics[target]["auc"] - alone[target]["auc"]
+        assert compared["compare"][target]["auc"] == pytest.approx(expected, abs=1e-12)
+        assert compared["compare"][target]["rows"] == metrics[target]["rows"]
+
+
+def test_slices_have_the_figures_of_their_rows(trained_run, data, metrics, table, truth):
+    sliced = evaluate_run(trained_run, data.split("test"), "test", slices=["position"])
+    assert {name: sliced[name] for name in metrics} == metrics
+    for value, figures in sliced["slices"]["position"].items():
+        chosen = truth["position"] == int(value)
+        assert figures["pctr"]["rows"] == chosen.sum()
+        assert figures["pctr"]["positives"] == truth["click"][chosen].sum()
+        loss = log_loss(
+            truth["click"][chosen], table["pctr"].to_numpy()[chosen].astype(np.float64), labels=[False, True]
+        )
+        assert figures["pctr"]["log_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_split_that_is_not_there_is_refused(data):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from sklearn.metrics import log_loss
 
 import hm3_tf
 from data_pipeline.convert import convert
@@ -17,10 +18,10 @@ from data_pipeline.sources.simulated import SimulatedSource, day_split
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.errors import ConfigError
-from hm3_tf.metrics import auc
 from hm3_tf.model import ConversionModel, LossMeter, build_model, model_features, probabilities
 from hm3_tf.optimizers import LazyAdam
 from tests.conftest import read_split, tiny_config
+from tests.reference import auc
 
 
 def build(data, config=None):
@@ -107,6 +108,20 @@ def test_the_loss_of_a_split_is_the_mean_over_its_rows_whatever_the_batches(mode
     features, labels = arrays
     loss = model.evaluate(features, labels, batch_size=batch_size, verbose=0, return_dict=True)["loss"]
     assert loss == pytest.approx(total_loss(model, features, labels).mean(), rel=1e-5)
+
+
+def test_fit_reports_the_figures_of_validation_data(data, arrays):
+    features, labels = arrays
+    model = build(data)
+    validation = reader_of(data, tiny_config(), "validation").ordered_dataset(500)
+    history = model.fit(features, labels, batch_size=512, validation_data=validation, verbose=0).history
+    predictions = {name: p.numpy() for name, p in probabilities(model(features), model.task.levels).items()}
+    clicked = labels["click"] > 0
+    for name, level, among in (("pctr", "click", ...), ("pcvr", "purchase", clicked), ("pctcvr", "purchase", ...)):
+        happened, p = labels[level][among] > 0, predictions[name][among].astype(np.float64)
+        assert history[f"val_{name}_auc"][0] == pytest.approx(auc(happened, p), abs=0.01), name
+        assert history[f"val_{name}_log_loss"][0] == pytest.approx(log_loss(happened, p), rel=1e-4), name
+        assert history[f"val_{name}_pcoc"][0] == pytest.approx(p.mean() / happened.mean(), rel=1e-4), name
 
 
 def test_filling_rows_do_not_count_in_the_loss_of_a_split(model, data, arrays):

@@ -1,0 +1,30 @@
+"""The Keras metric against the plain accumulator."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hm3_tf.keras_metrics import TargetMetric
+from tests.hm3_tf.test_metrics import pairs_of_odds, rare_case, result
+
+
+def test_batches_have_the_figures_of_the_plain_accumulator():
+    labels, odds = rare_case(rate=0.05)
+    among = np.arange(len(labels)) % 3 > 0
+    pairs = pairs_of_odds(odds).astype(np.float32)
+    metric = TargetMetric("pcvr")
+    for part in np.array_split(np.arange(len(labels)), 7):
+        metric.update_state(*(tf.constant(x[part]) for x in (labels.astype(np.float32), pairs, among)))
+    expected = result(labels[among], pairs[among])
+    found = {name: float(value) for name, value in metric.result().items()}
+    assert list(found) == ["pcvr_auc", "pcvr_log_loss", "pcvr_pcoc"]
+    assert found["pcvr_auc"] == pytest.approx(expected["auc"], abs=1e-4)
+    assert found["pcvr_log_loss"] == pytest.approx(expected["log_loss"], rel=1e-6)
+    assert found["pcvr_pcoc"] == pytest.approx(expected["pcoc"], rel=1e-6)
+
+
+def test_a_reset_metric_knows_nothing():
+    metric = TargetMetric("pctr")
+    metric.update_state(tf.constant([1.0]), tf.constant([[-1.0, -0.4]]), tf.constant([True]))
+    metric.reset_state()
+    assert float(tf.reduce_sum(metric.counts)) == float(tf.reduce_sum(metric.sums)) == 0
