@@ -85,7 +85,10 @@ def _dates(values: pa.Array, column: str) -> np.ndarray:
             values = pc.cast(pc.utf8_slice_codeunits(text, 0, 10), pa.date32())
         return pc.cast(values, pa.date32()).to_numpy(zero_copy_only=False).astype("datetime64[D]")
     except pa.ArrowInvalid as error:
-        raise DataError(f"--split: expected dates in column {column!r}, got: {error}") from error
+        raise DataError(
+            f"--split: expected dates in column {column!r}, as 20220502, 2022-05-02 or of a date or time type, got: {error}; "
+            "see --split_column"
+        ) from error
 
 
 def parse_split(text: str, column: str, seed: int) -> SplitRule:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -14,14 +14,15 @@ from data_pipeline import schema as schemas
 from data_pipeline import statistics as stats
 from data_pipeline import storage
 from data_pipeline.index import SplitIndex, find_corruption, load_index
-from data_pipeline.read import Reader
-from data_pipeline.schema import Column, Schema
+from data_pipeline.read import Reader, read_blocks
+from data_pipeline.schema import Schema
 from hm3_tf.errors import DataError, did_you_mean
 from hm3_tf.progress import Progress
 
 SCHEMA_FILE = "schema.json"
 STATISTICS_FILE = "statistics.json"
-_KINDS = {"int64": "int64_list", "string": "bytes_list", "float": "float_list"}
+_BLOCKS_LOOKED_AT = 8
+_DTYPES = {"int64_list": "int64", "bytes_list": "string", "float_list": "float", None: ""}
 _STATISTICS_BATCH = 16_384
 
 
@@ -72,12 +73,9 @@ class DataFolder:
           The index.
 
         Raises:
-          DataError: The split is missing or empty, a shard is corrupt, or its first records do not hold what the schema
-            says.
+          DataError: The split is missing or empty, or a shard is corrupt.
         """
-        index = load_index(storage.join(self.path, name))
-        check_records(index, self.schema)
-        return index
+        return load_index(storage.join(self.path, name))
 
     def statistics(self) -> dict[str, stats.SplitStatistics]:
         """Returns the statistics of the splits: of `statistics.json`, or counted from the training shards.
@@ -95,6 +93,7 @@ class DataFolder:
         builder = stats.StatisticsBuilder(self.schema)
         names = tuple(column.name for column in self.schema.columns if column.role not in ("ignored", "truth"))
         reader = Reader(index, self.schema, (), sample_weights=False, carry=names)
+        check_records(reader)
         with Progress("count", index.rows) as progress, explained_read_errors(index):
             for _, _, weights, columns in reader.ordered_dataset(_STATISTICS_BATCH):
                 real = weights.numpy() > 0
@@ -108,39 +107,51 @@ class DataFolder:
         return builder.result()
 
 
-def check_records(index: SplitIndex, schema: Schema) -> None:
-    """Checks the first block of a split against the schema, before anything is trained on it.
+def found_columns(index: SplitIndex) -> dict[str, tuple[str, str]]:
+    """Returns the columns that the records of a split have, by a look at a few blocks from all over it.
 
     Args:
       index: The split.
-      schema: What its records should hold.
+
+    Returns:
+      {name: (dtype, or "" where it never has a value; file that says so)}.
+
+    Raises:
+      DataError: A block cannot be read.
+    """
+    columns: dict[str, tuple[str, str]] = {}
+    chosen = np.unique(np.linspace(0, len(index.blocks) - 1, _BLOCKS_LOOKED_AT).astype(np.int64))
+    with explained_read_errors(index):
+        for block in index.blocks[chosen]:
+            file = index.files[block[0]]
+            for record in read_blocks(tf.constant(index.files), block[np.newaxis]).as_numpy_iterator():
+                for name, feature in tf.train.Example.FromString(record).features.feature.items():
+                    if not columns.get(name, ("",))[0]:
+                        columns[name] = (_DTYPES[feature.WhichOneof("kind")], file)
+    return columns
+
+
+def check_records(reader: Reader) -> None:
+    """Checks a few blocks of a split for the columns that are read, before anything is trained on it.
+
+    Args:
+      reader: Reader of the split.
 
     Raises:
       DataError: A column is in none of the records, or holds values of another dtype.
     """
-    shard, offset, records, _ = (int(value) for value in index.blocks[0])
-    file = index.files[shard]
-    kinds: dict[str, str] = {}
-    with explained_read_errors(index):
-        first = tf.data.TFRecordDataset(file).take(records if offset == 0 else 0)
-        for record in first.as_numpy_iterator():
-            for name, feature in tf.train.Example.FromString(record).features.feature.items():
-                kinds[name] = kinds.get(name) or feature.WhichOneof("kind") or ""
-    for column in _expected(schema):
-        if column.name not in kinds:
+    found = found_columns(reader.index)
+    for column in reader.columns:
+        if column.name not in found:
             raise DataError(
-                f"{file}: expected the column {column.name!r} of the schema, found none in the first {records} records; "
-                f"{did_you_mean(column.name, kinds)}; mend the schema, or give the column the role 'ignored'"
+                f"{reader.index.folder}: expected the column {column.name!r} of the schema, found none in the blocks looked "
+                f"at; {did_you_mean(column.name, found)}; mend the schema, or give the column the role 'ignored'"
             )
-        if kinds[column.name] not in ("", _KINDS[column.dtype]):
-            found = next(dtype for dtype, kind in _KINDS.items() if kind == kinds[column.name])
+        dtype, file = found[column.name]
+        if dtype not in ("", column.dtype):
             raise DataError(
-                f"{file}: column {column.name!r}: expected {column.dtype} as the schema says, found {found}; mend the schema"
+                f"{file}: column {column.name!r}: expected {column.dtype} as the schema says, found {dtype}; mend the schema"
             )
-
-
-def _expected(schema: Schema) -> Sequence[Column]:
-    return [column for column in schema.columns if column.role not in ("ignored", "truth")]
 
 
 _READ_ERRORS = (
@@ -159,7 +170,7 @@ def explained_read_errors(index: SplitIndex) -> Iterator[None]:
     Raises:
       DataError: A record was corrupt, or did not hold what the schema says.
     """
-    folder = index.files[0].rsplit("/", 1)[0]
+    folder = index.folder
     try:
         yield
     except tf.errors.DataLossError as error:

@@ -40,6 +40,11 @@ class SplitIndex:
     blocks: np.ndarray
 
     @property
+    def folder(self) -> str:
+        """Folder of the shards."""
+        return self.files[0].rsplit("/", 1)[0]
+
+    @property
     def rows(self) -> int:
         """Number of impressions."""
         return int(self.blocks[:, 3].sum())

@@ -21,7 +21,7 @@ from data_pipeline.hashing import MISSING_INT64, network_inputs
 from data_pipeline.index import SplitIndex
 from data_pipeline.records import PARSERS
 from data_pipeline.sampling import NegativeSampling
-from data_pipeline.schema import Column, Schema
+from data_pipeline.schema import Column, Level, Schema
 from hm3_tf.errors import ConfigError
 from hm3_tf.features import Feature
 
@@ -138,6 +138,7 @@ class Reader:
       schema: Its columns.
       features: The network's features.
       merged_levels: Levels that are the union of levels of the log: {level: levels it merges}.
+      labels: Whether labels are read; without them the second element of a batch is empty.
       nesting: Policy for labels that break the hierarchy: `coerce`, `drop` (weight 0) or `error`.
       sample_weights: Whether the column of role `weight` scales the weights.
       carry: Columns passed through as they are, as a fourth element.
@@ -151,6 +152,7 @@ class Reader:
     schema: Schema
     features: Sequence[Feature]
     merged_levels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    labels: bool = True
     nesting: str = "coerce"
     sample_weights: bool = True
     carry: tuple[str, ...] = ()
@@ -158,7 +160,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         label_rules.check_policy(self.nesting, "data.nesting")
-        label_rules.merge({level.name: False for level in self.schema.levels}, self.merged_levels)
+        label_rules.merge({level.name: False for level in self.levels}, self.merged_levels)
         for name in self.carry:
             self.schema.column(name, "carried column")
 
@@ -166,9 +168,14 @@ class Reader:
     def columns(self) -> tuple[Column, ...]:
         """The columns that are read from the records."""
         names = {feature.name for feature in self.features} | set(self.carry)
-        names |= {name for level in self.schema.levels for name in level.any_of}
+        names |= {name for level in self.levels for name in level.any_of}
         weights = self.schema.with_role("weight") if self.sample_weights else ()
         return tuple(column for column in self.schema.columns if column.name in names or column in weights)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels of the log whose labels are read."""
+        return self.schema.levels if self.labels else ()
 
     def steps(self, global_batch_size: int, workers: int = 1) -> int:
         """Returns the number of training steps of an epoch, the same on every worker and in every epoch."""
@@ -273,6 +280,27 @@ def _present_weight(column: Column, values: tf.Tensor) -> tf.Tensor:
         return tf.identity(weights)
 
 
+def read_blocks(files: tf.Tensor, blocks: tf.Tensor) -> tf.data.Dataset:
+    """Returns the records of blocks, one after the other.
+
+    Args:
+      files: Paths of the shards, string [shards].
+      blocks: int64 [blocks, 4] of a split's index.
+
+    Returns:
+      A dataset of string scalars.
+    """
+
+    def read_block(file: tf.Tensor, offset: tf.Tensor, records: tf.Tensor) -> tf.data.Dataset:
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=file[tf.newaxis], compression_type="", buffer_size=65536, byte_offsets=offset[tf.newaxis]
+        )
+        return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).take(records)
+
+    places = (tf.gather(files, blocks[:, 0]), blocks[:, 1], blocks[:, 2])
+    return tf.data.Dataset.from_tensor_slices(places).flat_map(read_block)
+
+
 class _WindowReader:
     """Reads, decodes, shuffles and hashes one window of a plan, as [window steps * replicas, batch, ...] tensors."""
 
@@ -291,23 +319,14 @@ class _WindowReader:
         rows, present = self._row_order(window, base, size)
 
         decode = PARSERS[self._reader.index.record_format]
-        columns = decode(self._read_records(blocks), self._reader.columns)
+        records = read_blocks(self._files, blocks).batch(tf.reduce_sum(blocks[:, 2])).get_single_element()
+        columns = decode(records, self._reader.columns)
         if self._reader.sampling and self._seed:
-            chosen = self._reader.sampling.choose(blocks, kept, self._reader.schema.levels, columns, self._seed)
+            chosen = self._reader.sampling.choose(blocks, kept, self._reader.levels, columns, self._seed)
             columns = {name: tf.gather(values, chosen) for name, values in columns.items()}
         inputs, labels, weights, *carried = self._to_rows(columns)
         taken = tf.nest.map_structure(lambda values: tf.gather(values, rows), (inputs, labels, weights, *carried))
         return (*taken[:2], taken[2] * present, *taken[3:])
-
-    def _read_records(self, blocks: tf.Tensor) -> tf.Tensor:
-        def read_block(file: tf.Tensor, offset: tf.Tensor, records: tf.Tensor) -> tf.data.Dataset:
-            variant = tf.raw_ops.TFRecordDatasetV2(
-                filenames=file[tf.newaxis], compression_type="", buffer_size=65536, byte_offsets=offset[tf.newaxis]
-            )
-            return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).take(records)
-
-        places = tf.data.Dataset.from_tensor_slices((tf.gather(self._files, blocks[:, 0]), blocks[:, 1], blocks[:, 2]))
-        return places.flat_map(read_block).batch(tf.reduce_sum(blocks[:, 2])).get_single_element()
 
     def _row_order(self, window: tf.Tensor, base: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns which decoded row stands at each place of the window's batches, and 1 where it is one of its own, else 0."""
@@ -332,9 +351,8 @@ class _WindowReader:
     def _to_rows(self, columns: dict[str, tf.Tensor]) -> tuple:
         """Returns (inputs, labels, weights) of decoded rows, and what is carried: hashed ids are half of what they were."""
         reader = self._reader
-        flags = label_rules.raw_flags(reader.schema.levels, columns)
-        labels, violations = label_rules.nest(reader.schema.levels, flags)
-        weights = tf.ones_like(next(iter(labels.values())), tf.float32)
+        labels, violations = label_rules.nest(reader.levels, label_rules.raw_flags(reader.levels, columns))
+        weights = tf.ones(tf.shape(next(iter(columns.values())))[:1])
         if reader.nesting != "coerce" and violations:
             broken = tf.reduce_any(tf.stack(list(violations.values())), axis=0)
             if reader.nesting == "error":

@@ -92,6 +92,8 @@ class Column:
             return f"expected the shape [], [n] or [null], got {list(self.shape)}"
         if self.role in ("behavior", "weight", "group") and self.shape != SCALAR:
             return f"expected one value a row for role {self.role!r}, got the shape {list(self.shape)}"
+        if self.role == "group" and self.dtype == "float":
+            return "expected ids or text for role 'group', got dtype 'float'"
         if self.role == "weight" and self.dtype == "string":
             return "expected a number for role 'weight', got dtype 'string'"
         if self.dtype == "float" and self.hashing is not None:
@@ -198,10 +200,9 @@ class Schema:
         """Returns the columns of the given roles, in order."""
         return tuple(column for column in self.columns if column.role in roles)
 
-    def roles(self) -> dict[str, tuple[str, ...]]:
-        """Returns the names of the columns of each role that has any: {role: names}."""
-        columns = {role: tuple(column.name for column in self.with_role(role)) for role in ROLES}
-        return {role: names for role, names in columns.items() if names}
+    def roles(self) -> dict[str, tuple[Column, ...]]:
+        """Returns the columns of each role that has any."""
+        return {role: columns for role in ROLES if (columns := self.with_role(role))}
 
     @property
     def inputs(self) -> tuple[Column, ...]:

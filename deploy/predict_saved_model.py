@@ -17,12 +17,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 
 
-def feature(dtype: str, values: list[str]) -> tf.train.Feature:
+def feature(name: str, dtype: str, values: list[str]) -> tf.train.Feature:
     """Returns the feature of one column from its values as text."""
-    if dtype == "int64":
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value) for value in values]))
-    if dtype == "float":
-        return tf.train.Feature(float_list=tf.train.FloatList(value=[float(value) for value in values]))
+    try:
+        if dtype == "int64":
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value) for value in values]))
+        if dtype == "float":
+            return tf.train.Feature(float_list=tf.train.FloatList(value=[float(value) for value in values]))
+    except ValueError as error:
+        raise SystemExit(f"column {name!r}: expected {dtype}, got {','.join(values)!r}: {error}") from error
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode() for value in values]))
 
 
@@ -34,13 +37,16 @@ def example(columns: dict[str, dict], pairs: list[str]) -> bytes:
         if name not in columns:
             raise SystemExit(f"expected a column of the model, got {name!r}; known: {', '.join(columns)}")
         values = text.split(",") if columns[name].get("shape") else [text]
-        features[name] = feature(columns[name]["dtype"], values)
+        features[name] = feature(name, columns[name]["dtype"], values)
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
 def main(folder: str, *arguments: str) -> None:
     """Prints the probabilities of the impressions."""
-    schema = json.loads((pathlib.Path(folder) / "assets.extra" / "schema.json").read_text())
+    path = pathlib.Path(folder) / "assets.extra" / "schema.json"
+    if not path.exists():
+        raise SystemExit(f"expected an exported version, such as export/1, got {folder!r}, which has no {path.name}")
+    schema = json.loads(path.read_text())
     columns = {column["name"]: column for column in schema["columns"]}
     groups = [list(group) for is_end, group in itertools.groupby(arguments, "--".__eq__) if not is_end]
     model = tf.saved_model.load(folder)
@@ -52,4 +58,6 @@ def main(folder: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
     main(*sys.argv[1:])

@@ -91,13 +91,14 @@ def _convert(values: flags.FlagValues) -> None:
         schema = schemas.from_json(storage.read_text(values.schema, "check --schema"), values.schema)
     rule = parse_split(values.split, values.split_column, values.seed)
     ignored = values.ignore
-    if values.behaviors and values.split.startswith("date:"):  # a day of the test split is one that training never saw
+    if schema is None and values.behaviors and values.split.startswith("date:"):
+        # A day of the test split is one that training never saw.
         ignored = f"{ignored},{values.split_column}"
     source = open_source(values.source, values.input, schema, values.behaviors, values.groups, ignored)
     splits = convert(source, values.output_dir, rule, nesting=values.nesting, record_format=values.record_format)
     _print_splits(values.output_dir, splits)
-    for role, names in source.schema.roles().items():
-        print(f"  {role:<10} {', '.join(names)}")
+    for role, columns in source.schema.roles().items():
+        print(f"  {role:<10} {', '.join(f'{column.name} ({column.dtype})' for column in columns)}")
 
 
 def _print_splits(output_dir: str, splits: dict) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from data_pipeline.folder import explained_read_errors
+from data_pipeline.folder import check_records, explained_read_errors, found_columns
 from data_pipeline.hashing import fingerprint
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader
@@ -29,22 +29,35 @@ _CHUNK_ROWS = 65_536  # that are counted together
 _TRUTH = {"pctr": "truth_pctr", "pcvr": "truth_pcvr", "pctcvr": "truth_pctcvr"}
 
 
-def split_reader(run: Workdir, index: SplitIndex, **options: Any) -> Reader:
-    """Returns the reader of a split for a run's model; `options` are those of `Reader`."""
+def split_reader(run: Workdir, index: SplitIndex, *, labels: bool = True, **options: Any) -> Reader:
+    """Returns the reader of a split for a run's model.
+
+    Args:
+      run: The run.
+      index: The split.
+      labels: Whether labels are read.
+      **options: Others of `Reader`.
+
+    Raises:
+      ConfigError: An option is wrong.
+      DataError: The split's records do not hold what the schema says of the columns to read.
+    """
     features = model_features(run.config, run.schema, run.train)
-    merged = run.config.method.merged_levels
-    return Reader(index, run.schema, features, merged, **options)
+    merged = run.config.method.merged_levels if labels else {}
+    reader = Reader(index, run.schema, features, merged, labels=labels, **options)
+    check_records(reader)
+    return reader
 
 
 def group_column(schema: Schema) -> str | None:
     """Returns the column that GAUC and intervals group rows by: the first of role `group`."""
-    return next((column.name for column in schema.with_role("group") if column.dtype != "float"), None)
+    return next((column.name for column in schema.with_role("group")), None)
 
 
 def evaluation_reader(run: Workdir, index: SplitIndex, carry: Sequence[str] = (), nesting: str | None = None) -> Reader:
     """Returns the reader that an `Evaluator` takes.
 
-    Without sample weights, as figures are per row; with the truth if the log is a simulated one.
+    Without sample weights, as figures are per row; with the truth if the split has it, as that of a simulated log.
 
     Args:
       run: The run.
@@ -52,7 +65,7 @@ def evaluation_reader(run: Workdir, index: SplitIndex, carry: Sequence[str] = ()
       carry: Columns to carry beside those that evaluation needs.
       nesting: Policy for labels that break the hierarchy; default the run's.
     """
-    known = {column.name for column in run.schema.with_role("truth")}
+    known = {column.name for column in run.schema.with_role("truth")}.intersection(found_columns(index))
     truth = tuple(_TRUTH.values()) if known.issuperset(_TRUTH.values()) else ()
     group = group_column(run.schema)
     columns = dict.fromkeys([*([group] if group else []), *truth, *carry])
@@ -243,7 +256,7 @@ def evaluate_run(
         if comparison:
             comparison.update(rows, others)
     estimates = tally.estimates()
-    metrics = {"split": split, **truth.added_to(tally.result(estimates))}
+    metrics = {"split": split, "data_dir": index.folder.rsplit("/", 1)[0], **truth.added_to(tally.result(estimates))}
     if slices:
         metrics["slices"] = sliced.result()
     if compare and comparison:

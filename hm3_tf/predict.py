@@ -30,6 +30,8 @@ class _ParquetFile(tf.io.gfile.GFile):
 def predict_run(run: Workdir, index: SplitIndex, output: str) -> int:
     """Writes the predictions of a trained run on a split as Parquet, a row an impression, in the log's order.
 
+    Only the model's inputs and the groups are read: the log needs no labels.
+
     Args:
       run: The run.
       index: The split.
@@ -43,7 +45,8 @@ def predict_run(run: Workdir, index: SplitIndex, output: str) -> int:
       DataError: The split cannot be read.
     """
     groups = run.schema.with_role("group")
-    reader = evaluate.split_reader(run, index, sample_weights=False, carry=tuple(column.name for column in groups))
+    carry = tuple(column.name for column in groups)
+    reader = evaluate.split_reader(run, index, labels=False, sample_weights=False, carry=carry)
     model, levels = run.trained_model(), run.config.method.levels
 
     @tf.function(reduce_retracing=True)

@@ -186,6 +186,8 @@ def infer_schema(
             )
     columns, inferred = [], set()
     for field in arrow:
+        if field.name in groups and _is_float(field.type):
+            raise UsageError(f"--groups: expected a column of ids or text, got {field.name!r} of type {field.type}")
         if not _is_carried(field.type):
             if field.name in ignored:
                 continue  # cannot be written, and nobody reads it
@@ -211,12 +213,16 @@ def _is_carried(arrow: pa.DataType) -> bool:
     return not (pa.types.is_nested(value) and not pa.types.is_dictionary(value))
 
 
+def _is_float(arrow: pa.DataType) -> bool:
+    return pa.types.is_floating(arrow) or pa.types.is_decimal(arrow)
+
+
 def _infer_column(field: pa.Field, role: str) -> Column:
     is_list = _is_list(field.type)
     value = field.type.value_type if is_list else field.type
     if pa.types.is_integer(value) or pa.types.is_boolean(value):
         dtype = "int64"
-    elif pa.types.is_floating(value) or pa.types.is_decimal(value):
+    elif _is_float(value):
         dtype = "float"
     else:
         dtype = "string"

@@ -2,6 +2,7 @@
 
 from data_pipeline.schema import Schema
 from data_pipeline.sources.base import Source, TableFiles, TableSource, infer_schema, parse_behaviors
+from hm3_tf.errors import UsageError
 
 
 def open_source(
@@ -21,7 +22,7 @@ def open_source(
 
     Raises:
       DataError: There is no such file.
-      UsageError: A named column is not in the log.
+      UsageError: A named column is not in the log, or columns are named beside a schema.
     """
     return open_tables(TableFiles(path, "parquet"), schema, behaviors, groups, ignored)
 
@@ -29,6 +30,12 @@ def open_source(
 def open_tables(files: TableFiles, schema: Schema | None, behaviors: str, groups: str, ignored: str) -> Source:
     """Returns the log in table files; see `open_source`."""
     if schema is not None:
+        given = {"--behaviors": behaviors, "--groups": groups, "--ignore": ignored}
+        beside = [flag for flag, text in given.items() if text]
+        if beside:
+            raise UsageError(
+                f"expected --schema alone, got {', '.join(beside)} beside it; give the roles in the schema"
+            )
         return TableSource(files, schema)
     levels = parse_behaviors(behaviors)
     names = [[name.strip() for name in text.split(",") if name.strip()] for text in (groups, ignored)]

@@ -230,7 +230,7 @@ def test_a_split_column_that_is_missing_is_named_with_a_hint(tmp_path):
 
 def test_a_split_column_that_holds_no_dates_is_named():
     rule = parse_split("date:2022-05-02,2022-05-03", "day", seed=0)
-    with pytest.raises(DataError, match="--split: expected dates in column 'day', got: .*yesterday"):
+    with pytest.raises(DataError, match="--split: expected dates in column 'day', as .*, got: .*yesterday"):
         rule(pa.RecordBatch.from_pydict({"day": ["2022-05-01", "yesterday"]}))
 
 

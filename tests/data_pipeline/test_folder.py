@@ -11,6 +11,7 @@ from data_pipeline import index as index_module
 from data_pipeline.folder import DataFolder, check_records, explained_read_errors
 from data_pipeline.inputs import select_features
 from data_pipeline.read import Reader
+from data_pipeline.records import BLOCK_ROWS
 from data_pipeline.schema import Column, Hashing, Level, Schema
 from hm3_tf.errors import ConfigError, DataError
 from tests.data_pipeline.conftest import (
@@ -81,11 +82,17 @@ def error_of(*args, **options):
     return message
 
 
+def check(folder, schema):
+    """Checks the training split of a folder for all columns of a schema that can be read."""
+    names = tuple(column.name for column in schema.columns if column.role != "ignored")
+    check_records(Reader(DataFolder(str(folder), schema).split("train"), schema, (), carry=names))
+
+
 def check_error(serialized, schema, folder):
     """Returns the message of the check of a row log against a schema."""
     write_records(f"{folder}/train/a.tfrecord", serialized)
     with pytest.raises(DataError) as caught:
-        DataFolder(str(folder), schema).split("train")
+        check(folder, schema)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -199,26 +206,43 @@ def test_statistics_that_cannot_be_used_are_named_by_their_path(converted):
 
 
 def test_a_log_that_holds_what_its_schema_says_passes(small_log):
-    check_records(small_log[1], SCHEMA)
+    check_records(Reader(small_log[1], SCHEMA, (), carry=tuple(column.name for column in COLUMNS)))
 
 
-def test_ignored_and_true_columns_need_not_be_there(tmp_path):
+def test_columns_that_are_not_read_need_not_be_there(tmp_path):
     columns = (Column("label", "int64", "behavior"), Column("note", "string", "ignored"), Column("p", "float", "truth"))
+    schema = Schema(columns, (Level("click", ("label",)),))
     write_records(f"{tmp_path}/train/a.tfrecord", [example(label=1)])
-    assert DataFolder(str(tmp_path), Schema(columns, (Level("click", ("label",)),))).split("train").rows == 1
+    check_records(Reader(DataFolder(str(tmp_path), schema).split("train"), schema, ()))
+
+
+def test_without_labels_their_columns_are_not_read(tmp_path):
+    schema = Schema((Column("price", "float"), Column("label", "int64", "behavior")), (Level("click", ("label",)),))
+    write_records(f"{tmp_path}/train/a.tfrecord", [example(price=1.5), example(price=2.5)])
+    reader = Reader(DataFolder(str(tmp_path), schema).split("train"), schema, (), labels=False, carry=("price",))
+    check_records(reader)
+    ((inputs, labels, weights, carried),) = reader.ordered_dataset(2)
+    assert inputs == labels == {} and weights.numpy().tolist() == [1, 1]
+    assert carried["price"].numpy().tolist() == [1.5, 2.5]
+
+
+def test_a_column_that_only_a_later_block_has_passes(tmp_path):
+    schema = Schema((Column("rare", "float"), Column("label", "int64", "behavior")), (Level("click", ("label",)),))
+    write_records(f"{tmp_path}/train/a.tfrecord", [example(label=0)] * BLOCK_ROWS + [example(label=1, rare=0.5)])
+    check(tmp_path, schema)
 
 
 def test_a_column_that_some_records_lack_passes(tmp_path):
     schema = Schema((Column("price", "float"), Column("label", "int64", "behavior")), (Level("click", ("label",)),))
     write_records(f"{tmp_path}/train/a.tfrecord", [example(label=1), example(label=0, price=1.5)])
-    assert DataFolder(str(tmp_path), schema).split("train").rows == 2
+    check(tmp_path, schema)
 
 
 def test_a_column_that_no_record_has_is_named_with_a_hint(tmp_path):
     schema = Schema((Column("price", "float"), Column("label", "int64", "behavior")), (Level("click", ("label",)),))
     message = check_error([example(label=1, prise=1.5)] * 3, schema, tmp_path)
     assert message.startswith(
-        f"{tmp_path}/train/a.tfrecord: expected the column 'price' of the schema, found none in the first 3 records; "
+        f"{tmp_path}/train: expected the column 'price' of the schema, found none in the blocks looked at; "
         "did you mean 'prise'?"
     )
 
@@ -245,7 +269,7 @@ def test_a_column_of_another_dtype_is_named(tmp_path, column, value, found):
 def test_a_packed_log_is_checked_too(small_log):
     columns = tuple(c if c.name != "price" else Column("price", "int64", hashing=Hashing(5)) for c in COLUMNS)
     with pytest.raises(DataError, match="column 'price': expected int64 as the schema says, found float"):
-        check_records(small_log[1], Schema(columns, SCHEMA.levels))
+        check_records(Reader(small_log[1], Schema(columns, SCHEMA.levels), (), carry=("price",)))
 
 
 # Errors while reading

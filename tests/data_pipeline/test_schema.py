@@ -47,8 +47,8 @@ def valid_columns(draw, name):
     role, dtype = draw(st.sampled_from(ROLES)), draw(st.sampled_from(DTYPES))
     fixed = st.integers(1, 9).map(lambda n: (n,))
     shape, max_length, hashing = SCALAR, None, None
-    if role == "weight" and dtype == "string":
-        dtype = "float"
+    if (role, dtype) in (("weight", "string"), ("group", "float")):
+        dtype = "int64"
     if dtype != "float" and (role == "feature" or draw(st.booleans())):
         combiner = st.sampled_from(["mean", "sum"])
         hashing = draw(st.builds(Hashing, st.integers(2, 10**9), st.text(max_size=3), st.text(max_size=3), combiner))
@@ -128,6 +128,7 @@ def test_a_schema_written_by_hand_gets_tuples_and_defaults():
         ({"role": "behavior", "shape": (2,)}, "expected one value a row for role 'behavior', got the shape [2]"),
         ({"role": "weight", "shape": (None,)}, "expected one value a row for role 'weight', got the shape [None]"),
         ({"role": "group", "shape": (1,)}, "expected one value a row for role 'group', got the shape [1]"),
+        ({"role": "group", "dtype": "float"}, "expected ids or text for role 'group', got dtype 'float'"),
         ({"role": "weight", "dtype": "string"}, "expected a number for role 'weight', got dtype 'string'"),
         ({"hashing": HASHED}, "expected no hashing for dtype 'float'; store ids as int64 or string"),
         ({"dtype": "int64"}, 'expected "hashing": {"buckets": n} for a feature of dtype \'int64\', got none'),

@@ -326,6 +326,22 @@ def test_a_table_needs_a_schema_or_behaviors(name):
         open_source(name, "nowhere")
 
 
+@pytest.mark.parametrize("name", ["parquet", "csv"])
+@pytest.mark.parametrize(
+    "options, flag",
+    [({"behaviors": "click"}, "--behaviors"), ({"groups": "user"}, "--groups"), ({"ignored": "tab"}, "--ignore")],
+)
+def test_a_schema_says_all_roles(name, options, flag):
+    with pytest.raises(UsageError, match=f"expected --schema alone, got {flag} beside it"):
+        open_source(name, "log", schema=SCHEMA, **options)
+
+
+def test_a_number_with_a_fraction_is_no_group(tmp_path):
+    path = write_table(tmp_path / "log.parquet", {"score": [0.5, 1.5], "click": [0, 1]})
+    with pytest.raises(UsageError, match="--groups: expected a column of ids or text, got 'score' of type double"):
+        open_source("parquet", path, behaviors="click", groups="score")
+
+
 def test_behaviors_are_levels_of_which_the_first_is_a_gate():
     assert parse_behaviors("click, cart ,d_ma= wish | fav") == (
         Level("click", ("click",), gate=True),

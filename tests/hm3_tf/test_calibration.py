@@ -99,7 +99,7 @@ def distorted(data, tmp_path_factory):
     run = written_run(str(tmp_path_factory.mktemp("distorted")), config, data)
     model = run.build_model()
     model.fit(*read_split(config, data, "train"), batch_size=512, epochs=2, verbose=0)
-    towers = model.network.get_layer("towers")
+    towers = model.network.get_layer("hm3/towers")
     start = next(weight for weight in towers.weights if weight.shape == (6,))
     start.assign(start * 0.5 + 0.5)
     before = Evaluator(model, config, evaluation_reader(run, data.split("test")))()

@@ -153,7 +153,7 @@ def test_evaluate_prints_and_writes_the_figures(command, workdir):
     assert status == 0 and "pctcvr" in output and "Bayes AUC" in output
     figures = json.loads((workdir / "evaluation" / "test.json").read_text())
     assert figures["split"] == "test" and figures["rows"] == 857
-    assert set(figures) == {"split", "rows", "pctr", "pcvr", "pctcvr", "levels"}
+    assert set(figures) == {"split", "data_dir", "rows", "pctr", "pcvr", "pctcvr", "levels"}
     assert figures["pcvr"]["rows"] == figures["pctr"]["positives"]
 
 

@@ -21,6 +21,7 @@ from hm3_tf.predict import predict_run
 from hm3_tf.tally import Rows, Tally
 from tests import reference
 from tests.conftest import LOG, read_split, save_best, tiny_config, written_run
+from tests.data_pipeline.conftest import write_records
 
 ESTIMATES = {"auc", "pr_auc", "log_loss", "normalized_entropy", "pcoc", "ece", "gauc", "gauc_unweighted"}
 COUNTS = {"rows", "positives", "rate", "prediction", "auc_error", "gauc_groups", "too_small"}
@@ -82,6 +83,22 @@ def test_ids_of_groups_are_exact(table, truth):
     assert set(ids.tolist()) == set(truth["user_id"].tolist())
 
 
+def test_a_log_without_labels_is_predicted_too(trained_run, data, table, tmp_path):
+    index = data.split("test")
+    unlabeled = []
+    for record in tf.data.TFRecordDataset(index.files).as_numpy_iterator():
+        example = tf.train.Example.FromString(record)
+        for column in data.schema.with_role("behavior", "truth"):
+            del example.features.feature[column.name]
+        unlabeled.append(example.SerializeToString())
+    write_records(f"{tmp_path}/test/a.tfrecord", unlabeled)
+    index = dataclasses.replace(data, path=str(tmp_path)).split("test")
+    predict_run(trained_run, index, f"{tmp_path}/test.parquet")
+    assert pq.read_table(tmp_path / "test.parquet").equals(table)
+    with pytest.raises(DataError, match=f"{tmp_path}/test: expected the column 'click' of the schema"):
+        evaluate_run(trained_run, index, "test")
+
+
 def test_predictions_are_those_of_the_model(trained_run, data, table):
     features, _ = read_split(trained_run.config, data, "test")
     expected = probabilities(trained_run.trained_model().network(features), trained_run.config.method.levels)
@@ -133,14 +150,14 @@ def test_a_log_without_truth_has_no_best_possible_aucs(trained_run, data):
     assert all("bayes_auc" not in figures[name] for name in ("pctr", "pcvr", "pctcvr"))
 
 
-def test_metrics_json_is_the_contract_of_other_scripts(metrics):
+def test_metrics_json_is_the_contract_of_other_scripts(metrics, data):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
     loaded = json.loads(to_json(metrics), parse_constant=refuse)
     assert loaded == metrics
-    assert list(loaded) == ["split", "rows", "pctr", "pcvr", "pctcvr", "levels"]
-    assert (loaded["split"], loaded["rows"]) == ("test", 857)
+    assert list(loaded) == ["split", "data_dir", "rows", "pctr", "pcvr", "pctcvr", "levels"]
+    assert (loaded["split"], loaded["data_dir"], loaded["rows"]) == ("test", data.path, 857)
     for name in ("pctr", "pcvr", "pctcvr"):
         assert set(loaded[name]) == FIGURES | {"bayes_auc"}
     assert list(loaded["levels"]) == ["click", "d_mi", "d_ma", "purchase"]
