@@ -20,12 +20,13 @@ from hm3_tf.config import Config
 from hm3_tf.distribute import add_up, gather, input_context
 from hm3_tf.metrics import TargetCounts
 from hm3_tf.model import ConversionModel, model_features
+from hm3_tf.prefetch import prefetch
 from hm3_tf.slices import Slices, check_columns
 from hm3_tf.tally import SLICE_RESOLUTION, SLICE_ROWS_KEPT, Rows, Tally
 from hm3_tf.workdir import Workdir
 
 BATCH_ROWS = 2048  # the activations of all towers stay in a processor's cache
-_CHUNK_ROWS = 65_536  # that are counted together
+_CHUNK_BATCHES = 32  # that are counted together
 _TRUTH = {"pctr": "truth_pctr", "pcvr": "truth_pcvr", "pctcvr": "truth_pctcvr"}
 
 
@@ -145,16 +146,11 @@ class Evaluator:
         Raises:
           DataError: A shard is corrupt, or its records do not hold what the schema says.
         """
-        parts, count = [], 0
         with explained_read_errors(self._reader.index):
-            for i, batch in enumerate(self._dataset):
-                parts.append(self._predicted(i, *batch))
-                count += len(parts[-1])
-                if count >= _CHUNK_ROWS:
-                    yield _joined(parts)
-                    parts, count = [], 0
-        if parts:
-            yield _joined(parts)
+            batches = (self._predicted(i, *batch) for i, batch in enumerate(self._dataset))
+            yield from prefetch(
+                _joined(parts) for parts in iter(lambda: [*itertools.islice(batches, _CHUNK_BATCHES)], [])
+            )
 
     def _predicted(self, i: int, features: dict, levels: dict, weights: tf.Tensor, carried: dict | None = None) -> Rows:
         carried = carried or {}

@@ -13,6 +13,7 @@ from data_pipeline.index import SplitIndex
 from data_pipeline.records import ARROW_TYPES
 from hm3_tf import evaluate
 from hm3_tf.model import probabilities
+from hm3_tf.prefetch import prefetch
 from hm3_tf.progress import Progress
 from hm3_tf.workdir import Workdir
 
@@ -69,7 +70,7 @@ def predict_run(run: Workdir, index: SplitIndex, output: str) -> int:
         stack.enter_context(explained_read_errors(index))
         progress = stack.enter_context(Progress("predict", index.rows))
         writer = None
-        for batch in batches():
+        for batch in prefetch(batches()):
             if writer is None:
                 writer = stack.enter_context(pq.ParquetWriter(pa.PythonFile(file, "w"), batch.schema))
             writer.write_batch(batch)
