@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from hm3_tf import methods
 from hm3_tf.config import ModelConfig
@@ -193,6 +194,19 @@ def test_the_seed_fixes_the_weights(cross_layers):
     for a, b in zip(first, again):
         np.testing.assert_array_equal(a, b)
     assert any((a != c).any() for a, c in zip(first, other))
+
+
+def test_cross_layers_are_those_of_dcn_v2():
+    """x_(l+1) = x_0 * (W x_l + b) + x_l: Wang et al., WWW 2021, eq. 1."""
+    network = build(cross_layers=2)
+    shake(network)
+    layers = [network.get_layer(name) for name in ("hm3/inputs", "hm3/cross_0", "hm3/cross_1")]
+    start, *crossed = keras.Model(network.inputs, [layer.output for layer in layers])(batch())
+    expected = start = start.numpy()
+    for layer, found in zip(layers[1:], crossed):
+        kernel, bias = layer.get_weights()
+        expected = start * (expected @ kernel + bias) + expected
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_cross_layers_multiply_the_inputs_and_are_trained():

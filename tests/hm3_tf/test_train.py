@@ -136,6 +136,15 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(data, whole):
     assert best.endswith(f"ckpt-{max(values, key=values.get)}")
 
 
+def test_the_best_by_a_loss_is_the_lowest(data, tmp_path, monkeypatch):
+    losses = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(train.Evaluator, "__call__", lambda self: {"pctcvr": {"log_loss": next(losses)}, "levels": {}})
+    config = tiny_config(epochs=3, best_metric="pctcvr.log_loss", global_batch_size=4096)
+    train_and_evaluate(config, data.path, str(tmp_path))
+    steps = [line["step"] for line in lines(tmp_path) if "validation" in line]
+    assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints" / "best")).endswith(f"ckpt-{steps[1]}")
+
+
 def test_training_stops_when_validation_no_longer_improves(data, tmp_path, monkeypatch):
     aucs = iter([0.6, 0.7, 0.65, 0.69, 0.9])
     figures = lambda: {"levels": {}, "pctcvr": {"auc": next(aucs)}}  # noqa: E731
