@@ -50,7 +50,7 @@ format: install
 
 # Each prints its figures; they are in benchmarks/results.md.
 bench: install
-	for name in reading training tables evaluation start optimizer; do \
+	for name in reading training tables evaluation start optimizer metrics negatives; do \
 	  echo "== $$name" && $(VENV)/bin/python benchmarks/$$name.py || exit 1; \
 	done
 
