@@ -3,7 +3,7 @@
 python benchmarks/evaluation.py [--folder=bench-out]
 
 Start-up is in none of the rates: training is timed after its first steps, evaluation in a later call, and from prediction is
-subtracted what a split of one batch takes.
+subtracted what a split of one batch takes. All are timed in turn, in rounds, and medians are printed, as the machine drifts.
 """
 
 import os
@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import functools
 import pathlib
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 
@@ -31,14 +32,11 @@ _FOLDER = flags.DEFINE_string("folder", "bench-out", "Folder of the log.")
 ROUNDS = 3
 
 
-def fastest(function: Callable[[], object]) -> float:
-    """Returns the least seconds of a few calls; the first one traces what it runs."""
-    seconds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def seconds(function: Callable[[], object]) -> float:
+    """Returns the seconds of a call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def convert_log(folder: pathlib.Path) -> None:
@@ -52,21 +50,28 @@ def main(_: list[str]) -> None:
     """Prints the rates."""
     folder = pathlib.Path(_FOLDER.value).absolute()
     workload.write(folder)
-    training, _, _ = timing.train(folder, "hm3")
+    timing.train(folder, "hm3")
     run = open_workdir(str(folder / "run-hm3"))
     data = DataFolder.open(str(folder / "data"))
     index, start = data.split("test"), data.split("validation")
     evaluator = Evaluator(run.trained_model(), run.config, evaluation_reader(run, index))
-    output = str(folder / "p.parquet")
-    whole, first = (fastest(functools.partial(predict_run, run, split, output)) for split in (index, start))
-    rates = {
-        "training": training,
-        "evaluation": index.rows / fastest(evaluator),
-        "prediction to Parquet": (index.rows - start.rows) / (whole - first),
+    evaluator()  # traces
+    predict = functools.partial(predict_run, run, output=str(folder / "p.parquet"))
+    rates: dict[str, list[float]] = {
+        "training": [],
+        "evaluation": [],
+        "prediction to Parquet": [],
+        "conversion of Parquet": [],
     }
-    for name, rate in rates.items():
-        print(f"{name:<22} {rate:>10,.0f} rows/s   {rate / training:.2f} times training")
-    print(f"conversion of Parquet  {workload.TOTAL_ROWS / fastest(lambda: convert_log(folder)):>10,.0f} rows/s")
+    for _ in range(ROUNDS):
+        whole, first = (seconds(functools.partial(predict, split)) for split in (index, start))
+        rates["prediction to Parquet"].append((index.rows - start.rows) / (whole - first))
+        rates["evaluation"].append(index.rows / seconds(evaluator))
+        rates["training"].append(timing.train(folder, "hm3")[0])
+        rates["conversion of Parquet"].append(workload.TOTAL_ROWS / seconds(lambda: convert_log(folder)))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name, rate in medians.items():
+        print(f"{name:<22} {rate:>10,.0f} rows/s   {rate / medians['training']:.2f} times training")
 
 
 if __name__ == "__main__":

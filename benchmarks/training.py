@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 import workload
-from absl import app, flags
+from absl import app, flags, logging
 from timing import WARM_STEPS
 
 from data_pipeline.folder import DataFolder
