@@ -7,10 +7,10 @@ import dataclasses
 
 import numpy as np
 
-from hm3_tf.metrics import CALIBRATION_BINS, RANGE, bin_rates, calibration_bins
+from hm3_tf.intervals import Z
+from hm3_tf.metrics import CALIBRATION_BINS, RANGE, bin_odds, bin_rates, calibration_bins
 
 POINTS = 201
-_Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 def operating_points(counts: np.ndarray, label: int, points: int = POINTS) -> np.ndarray:
@@ -73,8 +73,8 @@ class Reliability:
     @property
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the 95 % interval of the observed rate, float64 [bins] each (Wilson, JASA 1927), of independent rows."""
-        centre = (self.positives + _Z**2 / 2) / (self.rows + _Z**2)
-        spread = np.sqrt(self.positives * (1 - self.observed) + _Z**2 / 4) * _Z / (self.rows + _Z**2)
+        centre = (self.positives + Z**2 / 2) / (self.rows + Z**2)
+        spread = np.sqrt(self.positives * (1 - self.observed) + Z**2 / 4) * Z / (self.rows + Z**2)
         return np.maximum(centre - spread, 0), np.minimum(centre + spread, 1)
 
 
@@ -106,3 +106,11 @@ def score_shares(counts: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarr
     first, last = (used[0], used[-1] + 1) if len(used) else (0, 0)
     edges = np.arange(first, last + 1) * width - RANGE
     return edges, coarse[:, first:last] / np.maximum(coarse.sum(axis=1, keepdims=True), 1)
+
+
+def median_odds(counts: np.ndarray) -> tuple[float, float]:
+    """Returns the median log-odds of negatives and of positives, up to the width of a bin: int [2, bins], rows of both."""
+    below = np.cumsum(counts, axis=1)
+    odds = bin_odds(counts.shape[1])
+    negatives, positives = (odds[np.searchsorted(rows, rows[-1] / 2)] for rows in below)
+    return float(negatives), float(positives)
