@@ -86,9 +86,7 @@ def reliability(counts: np.ndarray) -> Reliability:
         np.bincount(bins, values, CALIBRATION_BINS) for values in (total, counts[1], total * bin_rates(len(total)))
     )
     used = rows > 0
-    return Reliability(
-        rows[used].astype(np.int64), positives[used].astype(np.int64), predicted[used] / rows[used]
-    )
+    return Reliability(rows[used].astype(np.int64), positives[used].astype(np.int64), predicted[used] / rows[used])
 
 
 def score_shares(counts: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:

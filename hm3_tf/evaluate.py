@@ -236,7 +236,9 @@ class _RunCounts:
     def __init__(self, run: Workdir, reader: Reader, slices: Sequence[str]) -> None:
         self.evaluator = evaluator = Evaluator(run.trained_model(), run.config, reader)
         self.tally = evaluator.new_tally()
-        self.sliced = Slices(slices, lambda: evaluator.new_tally(resolution=SLICE_RESOLUTION, rows_kept=SLICE_ROWS_KEPT))
+        self.sliced = Slices(
+            slices, lambda: evaluator.new_tally(resolution=SLICE_RESOLUTION, rows_kept=SLICE_ROWS_KEPT)
+        )
 
     def update(self, rows: Rows) -> None:
         self.tally.update(rows)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,15 +41,15 @@ class ReportedRun:
     versions: dict[str, str]
 
     @property
-    def targets(self) -> dict[str, dict[str, Any]]:
+    def targets(self) -> dict[str, Mapping[str, Any]]:
         """Figures of pctr, pcvr, pctcvr and of the levels between."""
-        return dict(named_targets(self.evaluation.metrics))
+        return named_targets(self.evaluation.metrics)
 
     @property
-    def differences(self) -> dict[str, dict[str, Any]]:
+    def differences(self) -> dict[str, Mapping[str, Any]]:
         """The first run's figures less this one's, of the same targets as far as both have them; none of the first run."""
         less = self.evaluation.first_less_this
-        return dict(named_targets(less)) if less else {}
+        return named_targets(less) if less else {}
 
     @property
     def counts(self) -> dict[str, np.ndarray]:

@@ -122,8 +122,8 @@ def _sections(report: Report) -> list[Section]:
 
 _GLOSSARY = (
     "Below a figure is its 95 % interval. pctr is P(click), pcvr P(conversion | click) on the clicked rows, pctcvr "
-    "P(click and conversion). GAUC is the mean AUC within a group, PR-AUC the area under precision and recall, log loss in nats "
-    "a row, NE the log loss over that of predicting the mean rate, PCOC the predicted over the observed rate (1 is "
+    "P(click and conversion). GAUC is the mean AUC within a group, PR-AUC the area under precision and recall, log loss in "
+    "nats a row, NE the log loss over that of predicting the mean rate, PCOC the predicted over the observed rate (1 is "
     "calibrated), ECE the calibration error, Bayes AUC that of the true probabilities of a simulated log."
 )
 
@@ -144,7 +144,9 @@ def _counts(figures: Mapping[str, Any]) -> list[Cell]:
     return [Cell(f"{figures[name]:,}", figures[name]) for name in ("rows", "positives")]
 
 
-def _figures_table(title: str, heads: Sequence[str], lines: Sequence[tuple[Sequence[str], Mapping]], names: Iterable[str]):
+def _figures_table(
+    title: str, heads: Sequence[str], lines: Sequence[tuple[Sequence[str], Mapping]], names: Iterable[str]
+):
     """Returns the table of figures of named lines: (names, figures) each; a figure that no line has gets no column."""
     shown = [name for name in names if any(name in figures for _, figures in lines)]
     rows = [
@@ -174,7 +176,10 @@ def _differences(runs: Sequence[ReportedRun]) -> list[Section]:
         Table(
             f"{runs[0].name} less {run.name}",
             ["target", *(title for title, _ in shown.values())],
-            [[Cell(target), *(_difference(figures, name) for name in shown)] for target, figures in run.differences.items()],
+            [
+                [Cell(target), *(_difference(figures, name) for name in shown)]
+                for target, figures in run.differences.items()
+            ],
         )
         for run in runs[1:]
         for shown in [{n: f for n, f in _FIGURES.items() if any(n in figures for figures in run.differences.values())}]

@@ -69,7 +69,7 @@ def roc_plots(runs: Runs) -> list[Plot]:
 
         words = [
             f"{run.name}: AUC {_figure(run, target, 'auc', 4)}; where 10 % of the negatives are let through it finds "
-            f"{percent(np.interp(0.1, *points))} of the positives."
+            f"{_at(0.1, points)} of the positives."
             for _, run, points in lines
         ]
         caption = f"{_MEANING[target]}. Higher is better; the dotted diagonal is a coin."
@@ -96,13 +96,18 @@ def precision_recall_plots(runs: Runs) -> list[Plot]:
                 log_percent_axis(axes, "y", rate / 1.3, min(1.0, highest) * 1.15)
 
         words = [
-            f"{run.name}: area {_figure(run, target, 'pr_auc', 4)}; precision {percent(np.interp(0.1, *points))} at a "
-            f"recall of 10 %, {percent(np.interp(0.5, *points))} at 50 %; {percent(rate)} of the rows are positive."
+            f"{run.name}: area {_figure(run, target, 'pr_auc', 4)}; precision {_at(0.1, points)} at a "
+            f"recall of 10 %, {_at(0.5, points)} at 50 %; {percent(rate)} of the rows are positive."
             for _, run, points in lines
         ]
         caption = f"{_MEANING[target]}. Higher is better; the dotted line is the rate, the precision of a coin."
         plots.append(draw(f"pr-{target}", f"Precision and recall, {target}", caption, _joined(words), paint))
     return plots
+
+
+def _at(x: float, points: np.ndarray) -> str:
+    """Returns the height of a curve, float64 [2, points], at `x`."""
+    return percent(float(np.interp(x, *points)))
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -144,7 +149,9 @@ def _paint_reliability(axes: Axes, lines: Sequence[tuple[int, ReportedRun, curve
     axes.plot([low, high], [low, high], color="#666666", linewidth=0.8, linestyle=(0, (2, 3)))
     for i, run, bins in lines:
         style, some = run_style(i), bins.positives > 0
-        axes.vlines(bins.predicted, np.maximum(bins.interval[0], low), bins.interval[1], color=style["color"], linewidth=0.8)
+        axes.vlines(
+            bins.predicted, np.maximum(bins.interval[0], low), bins.interval[1], color=style["color"], linewidth=0.8
+        )
         axes.plot(bins.predicted[some], bins.observed[some], label=run.name, **{**style, "linewidth": 1.0})
     log_percent_axis(axes, "x", low, high)
     log_percent_axis(axes, "y", low, high)
@@ -180,7 +187,8 @@ def _paint_histogram(axes: Axes, edges: np.ndarray, negatives: np.ndarray, posit
     axes.stairs(positives, edges, color="#0072B2", linewidth=1.8)
     shares = np.concatenate([negatives, positives])
     low, high = shares[shares > 0].min() / 1.5, shares.max() * 1.5
-    axes.set(xlabel="log-odds of the prediction", ylabel="share of the class (log)", xlim=(edges[0], edges[-1]))
+    axes.set(xlabel="log-odds of the prediction", ylabel="share of the class (log)")
+    axes.set_xlim(edges[0] - _HISTOGRAM_WIDTH, edges[-1] + _HISTOGRAM_WIDTH)
     log_percent_axis(axes, "y", low, high)
     above = axes.secondary_xaxis("top")
     places = [(math.log(p / (1 - p)), p) for p in _TICKS if edges[0] <= math.log(p / (1 - p)) <= edges[-1]]
@@ -195,12 +203,24 @@ def funnel_plots(runs: Runs) -> list[Plot]:
     rates = [rate for rate in observed.values() if rate]
 
     def paint(axes: Axes) -> None:
-        axes.plot(places.values(), observed.values(), color="#222222", marker="_", markersize=22, label="observed")
+        axes.plot(
+            list(places.values()),
+            np.array(list(observed.values()), float),
+            color="#222222",
+            marker="_",
+            markersize=22,
+            label="observed",
+        )
         for i, run in enumerate(runs):
             levels = run.evaluation.metrics["levels"]
             at = [places[level] + _dodge(i, len(runs), 0.12) for level in levels]
             style = {**run_style(i), "linestyle": "none"}
-            axes.plot(at, [figures["prediction"] for figures in levels.values()], label=f"{run.name}, predicted", **style)
+            axes.plot(
+                at,
+                np.array([figures["prediction"] for figures in levels.values()], float),
+                label=f"{run.name}, predicted",
+                **style,
+            )
         axes.set_xticks(list(places.values()), list(places))
         axes.set(ylabel="share of the impressions (log)", xlim=(-0.5, len(places) - 0.5))
         if rates:
@@ -265,7 +285,9 @@ def forest_plot(
             shown = [(line, *pair) for line, pair in values.items() if pair[0] is not None]
             at = [lines.index(line) + _dodge(i, len(series), min(0.25, 0.7 / len(series))) for line, _, _ in shown]
             style = run_style(first_style + i)
-            axes.plot([value for _, value, _ in shown], at, label=name, **{**style, "linestyle": "none"})
+            axes.plot(
+                np.array([value for _, value, _ in shown], float), at, label=name, **{**style, "linestyle": "none"}
+            )
             for y, (_, _, interval) in zip(at, shown):
                 if interval:
                     axes.plot(interval, [y, y], color=style["color"], linestyle=style["linestyle"], linewidth=1.2)
@@ -284,12 +306,15 @@ def forest_plot(
 def learning_plots(runs: Runs) -> list[Plot]:
     """Returns the training loss by step, and the AUC on validation by epoch for each target; none without a history."""
     losses = {i: _points(run, ("loss",), epoch_end=False) for i, run in enumerate(runs)}
-    plots = [
-        _learning_plot("learning-loss", "Training loss", "loss", runs, losses, "A loss that still falls has more to learn.")
-    ]
+    caption = (
+        "One that still falls has more to learn. It sums over a method's levels: between methods only shapes compare."
+    )
+    plots = [_learning_plot("learning-loss", "Training loss", "loss", runs, losses, caption)]
     for target in TARGETS:
         aucs = {i: _points(run, ("validation", target, "auc"), epoch_end=True) for i, run in enumerate(runs)}
-        caption = "A line that turns down has learned the training rows by heart; the best checkpoint is what was evaluated."
+        caption = (
+            "A line that turns down learns the training rows by heart; the figures above are of the best checkpoint."
+        )
         plots.append(_learning_plot(f"learning-{target}", f"Validation AUC, {target}", "AUC", runs, aucs, caption))
     return [plot for plot in plots if plot is not None]
 
@@ -339,7 +364,9 @@ def slice_plots(runs: Runs, column: str, number: int) -> list[Plot]:
             }
             for run in runs
         }
-        caption = f"{_MEANING[target]}. Slices with most rows first; without a line there are too few rows for an interval."
+        caption = (
+            f"{_MEANING[target]}. Slices with most rows first; without a line there are too few rows for an interval."
+        )
         key, title = f"slice-{number}-{target}", f"AUC of {target} by {column}"
         plots.append(forest_plot(key, title, caption, series, reference=None, digits=4))
     return plots
@@ -353,6 +380,8 @@ def difference_plots(runs: Runs) -> list[Plot]:
         for run in runs[1:]:
             pairs = {name: _pair(figures, figure) for name, figures in run.differences.items()}
             series[f"{runs[0].name} less {run.name}"] = pairs
-        caption = f"{better.capitalize()} of the dotted zero {runs[0].name} is better; a line that crosses it tells nothing."
-        plots.append(forest_plot(f"difference-{figure}", f"Difference of {title}", caption, series, 0.0, 5, first_style=1))
+        caption = f"{runs[0].name} is better {better} of the dotted zero; a line that crosses it leaves open which is."
+        plots.append(
+            forest_plot(f"difference-{figure}", f"Difference of {title}", caption, series, 0.0, 5, first_style=1)
+        )
     return plots

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 WIDTH, HEIGHT = 4.4, 3.3  # inches of 72 units; a phone shows about as many pixels
-_STYLE = {
+_STYLE: Any = {  # matplotlib types each key by itself
     "svg.fonttype": "none",  # text stays text
     "font.size": 9,
     "axes.titlesize": 10,
@@ -66,9 +66,7 @@ def run_style(i: int) -> dict[str, Any]:
     return {"color": color, "linestyle": dashes, "marker": marker}
 
 
-def draw(
-    key: str, title: str, caption: str, words: str, paint: Callable[[Axes], None], height: float = HEIGHT
-) -> Plot:
+def draw(key: str, title: str, caption: str, words: str, paint: Callable[[Axes], None], height: float = HEIGHT) -> Plot:
     """Returns a plot.
 
     Args:

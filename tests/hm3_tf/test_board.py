@@ -32,8 +32,7 @@ def run(data, tmp_path_factory):
 
 
 def hparams_data(board: EventAccumulator, tag: str):
-    (content,) = set(board.SummaryMetadata(f"_hparams_/{tag}").plugin_data.content for _ in range(1))
-    return plugin_data_pb2.HParamsPluginData.FromString(content)
+    return plugin_data_pb2.HParamsPluginData.FromString(board.SummaryMetadata(f"_hparams_/{tag}").plugin_data.content)
 
 
 def test_the_scalars_are_those_of_metrics_jsonl(run):
