@@ -200,10 +200,11 @@ def _report(values: flags.FlagValues) -> None:
         from hm3_tf.report.gather import check_runs
         from hm3_tf.report.page import write_report
     except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "jinja2"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("matplotlib", "jinja2"):
             raise
         raise Hm3Error(
-            f"hm3 report: expected the packages of the extra 'report', but {error.name} is not installed; "
+            f"hm3 report: expected the packages of the extra 'report', but {package} is not installed; "
             "pip install 'hm3-tf[report]'"
         ) from error
     from hm3_tf.workdir import open_workdir

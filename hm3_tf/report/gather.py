@@ -14,7 +14,7 @@ from data_pipeline import storage
 from data_pipeline.index import SplitIndex
 from hm3_tf import __version__
 from hm3_tf.board import settings
-from hm3_tf.errors import ConfigError
+from hm3_tf.errors import ConfigError, DataError
 from hm3_tf.evaluate import Evaluation, evaluate_runs
 from hm3_tf.tables import named_targets
 from hm3_tf.workdir import METRICS_FILE, RUN_FILE, Workdir
@@ -144,7 +144,12 @@ def _history(run: Workdir) -> list[dict[str, Any]]:
     if not tf.io.gfile.exists(path):
         return []
     *lines, _ = storage.read_text(path, "").split("\n")  # what follows the last end of a line is being written
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: expected lines of JSON, got {error.doc!r}; move the file away to report without learning curves"
+        ) from error
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

@@ -238,14 +238,14 @@ def funnel_plots(runs: Runs) -> list[Plot]:
     ]
     caption = "A marker above the bar of its level predicts too much, one below too little."
     ratios = forest_plot(
-        "pcoc",
+        "funnel-pcoc",
         "Predicted over observed (PCOC)",
         "1 is calibrated in the mean; lines are 95 % intervals.",
         {run.name: {level: _pair(f, "pcoc") for level, f in run.evaluation.metrics["levels"].items()} for run in runs},
         reference=1.0,
         digits=3,
     )
-    return [draw("funnel", "Funnel, predicted and observed", caption, " ".join(words), paint), ratios]
+    return [draw("funnel-rates", "Funnel, predicted and observed", caption, " ".join(words), paint), ratios]
 
 
 def _pair(figures: Mapping[str, Any], name: str) -> tuple[float | None, Sequence[float] | None]:
