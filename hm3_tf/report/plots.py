@@ -17,6 +17,8 @@ _MARKERS = 9  # on a line
 _STEPS_SHOWN = 200  # points of a learning curve
 _HISTOGRAM_WIDTH = 0.25  # log-odds
 _TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9, 0.99, 0.999)  # probabilities above a histogram
+_TICKS_APART = 0.2  # of the width, at least
+_RATES = ("rate", "prediction")
 _MEANING = {
     "pctr": "P(click)",
     "pcvr": "P(conversion | click), on clicked rows",
@@ -191,8 +193,13 @@ def _paint_histogram(axes: Axes, edges: np.ndarray, negatives: np.ndarray, posit
     axes.set_xlim(edges[0] - _HISTOGRAM_WIDTH, edges[-1] + _HISTOGRAM_WIDTH)
     log_percent_axis(axes, "y", low, high)
     above = axes.secondary_xaxis("top")
-    places = [(math.log(p / (1 - p)), p) for p in _TICKS if edges[0] <= math.log(p / (1 - p)) <= edges[-1]]
-    above.set_xticks([odds for odds, _ in places], [percent(p) for _, p in places])
+    places: dict[float, str] = {}
+    for p in reversed(_TICKS):
+        odds = math.log(p / (1 - p))
+        apart = min((place - odds for place in places), default=math.inf)
+        if edges[0] <= odds <= edges[-1] and apart > _TICKS_APART * (edges[-1] - edges[0]):
+            places[odds] = percent(p)
+    above.set_xticks(list(places), list(places.values()))
 
 
 def funnel_plots(runs: Runs) -> list[Plot]:
@@ -200,7 +207,7 @@ def funnel_plots(runs: Runs) -> list[Plot]:
     observed = {name: f["rate"] for run in runs for name, f in run.evaluation.metrics["levels"].items()}
     observed = dict(sorted(observed.items(), key=lambda item: -(item[1] or 0)))
     places = {level: float(i) for i, level in enumerate(observed)}
-    rates = [rate for rate in observed.values() if rate]
+    limits = _limits([f[name] for run in runs for f in run.evaluation.metrics["levels"].values() for name in _RATES])
 
     def paint(axes: Axes) -> None:
         axes.plot(
@@ -223,8 +230,8 @@ def funnel_plots(runs: Runs) -> list[Plot]:
             )
         axes.set_xticks(list(places.values()), list(places))
         axes.set(ylabel="share of the impressions (log)", xlim=(-0.5, len(places) - 0.5))
-        if rates:
-            log_percent_axis(axes, "y", min(rates) / 2.5, max(rates) * 2.5)
+        if limits:
+            log_percent_axis(axes, "y", *limits)
 
     words = [
         f"{level}: observed {percent(rate or 0)}, predicted "
@@ -246,6 +253,12 @@ def funnel_plots(runs: Runs) -> list[Plot]:
         digits=3,
     )
     return [draw("funnel-rates", "Funnel, predicted and observed", caption, " ".join(words), paint), ratios]
+
+
+def _limits(rates: Sequence[float | None]) -> tuple[float, float] | None:
+    """Returns the ends of a logarithmic axis with room about all rates above 0; None where there are none."""
+    shown = [rate for rate in rates if rate]
+    return (min(shown) / 1.8, max(shown) * 1.8) if shown else None
 
 
 def _pair(figures: Mapping[str, Any], name: str) -> tuple[float | None, Sequence[float] | None]:

@@ -81,6 +81,20 @@ def test_no_text_of_a_plot_is_cut_off(opened):
     assert cut == []
 
 
+def test_no_texts_of_a_plot_overlap(opened):
+    tab, _, _, _ = opened
+    overlaps = tab.eval_on_selector_all(
+        "figure > svg",
+        """all => all.flatMap(svg => {
+          const texts = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+          return texts.flatMap(([name, a], i) => texts.slice(i + 1).filter(([_, b]) =>
+            a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2
+          ).map(([other, _]) => `${svg.parentElement.id}: ${name} and ${other}`));
+        })""",
+    )
+    assert overlaps == []
+
+
 def test_it_can_be_printed(browser, path):
     tab = browser.new_page(viewport={"width": 703, "height": 1000})  # A4 less its margins
     tab.goto(path.as_uri())

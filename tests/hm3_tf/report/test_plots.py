@@ -68,6 +68,12 @@ def test_the_funnel_tells_observed_and_predicted_rates_from_click_to_purchase(re
     assert "by esmm" in funnel.words.split("purchase")[1]
 
 
+def test_the_funnel_has_room_for_what_is_observed_and_predicted():
+    low, high = plots._limits([0.03, 0.001, 0.2, None, 0.0])
+    assert 0 < low < 0.001 and high > 0.2
+    assert plots._limits([None, 0.0]) is None
+
+
 def test_learning_plots_tell_the_first_and_the_last_of_the_history(report):
     made = plots.learning_plots(report.runs)
     assert [plot.key for plot in made] == ["learning-loss", *(f"learning-{target}" for target in TARGETS)]
