@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.plugins.hparams import api_pb2, summary_v2
-from tensorboard.plugins.hparams.summary import session_end_pb
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.summary import experiment_pb, session_end_pb, session_start_pb
 from tensorboard.plugins.pr_curve.summary import raw_data_pb
 
 from hm3_tf.config import TARGETS, Config
@@ -32,10 +32,11 @@ class Board:
     def write_config(self, config: Config, trial: str) -> None:
         """Writes the settings, as the start of a trial, and which figures stand beside them."""
         values = settings(config)
-        metrics = [summary_v2.Metric(f"validation/{target}/{name}") for target in TARGETS for name in _METRICS]
-        with self._writer.as_default(step=0):
-            summary_v2.hparams_config([summary_v2.HParam(name) for name in values], metrics)
-            summary_v2.hparams(values, trial_id=trial)
+        fields = [api_pb2.HParamInfo(name=name, type=_type_of(value)) for name, value in values.items()]
+        tags = [f"validation/{target}/{name}" for target in TARGETS for name in _METRICS]
+        metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in tags]
+        self._write(experiment_pb(fields, metrics), step=0)
+        self._write(session_start_pb(values, group_name=trial), step=0)
 
     def write_end(self, step: int) -> None:
         """Says that the trial ended well."""
@@ -64,6 +65,12 @@ class Board:
         with self._writer.as_default(step=step):
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
         self._writer.flush()
+
+
+def _type_of(value: bool | int | float | str) -> int:
+    if isinstance(value, bool):
+        return api_pb2.DATA_TYPE_BOOL
+    return api_pb2.DATA_TYPE_STRING if isinstance(value, str) else api_pb2.DATA_TYPE_FLOAT64
 
 
 def _pr_curve(name: str, counts: np.ndarray) -> Any:

@@ -60,7 +60,11 @@ def test_the_settings_and_the_figures_to_show_are_under_hparams(run):
     assert started.hparams["training.learning_rate"].number_value == 0.01
     assert started.hparams["model.method"].string_value == "hm3"
     experiment = hparams_data(board, "experiment").experiment
-    assert {info.name for info in experiment.hparam_infos} == set(settings(tiny_config()))
+    types = {info.name: info.type for info in experiment.hparam_infos}
+    assert set(types) == set(settings(tiny_config()))
+    assert types["training.learning_rate"] == api_pb2.DATA_TYPE_FLOAT64
+    assert types["training.calibrate"] == api_pb2.DATA_TYPE_BOOL
+    assert types["model.tower_units"] == api_pb2.DATA_TYPE_STRING
     tags = {metric.name.tag for metric in experiment.metric_infos}
     assert "validation/pctcvr/auc" in tags and tags <= set(board.Tags()["tensors"])
     assert hparams_data(board, "session_end_info").session_end_info.status == api_pb2.STATUS_SUCCESS
