@@ -248,6 +248,7 @@ def funnel_plots(runs: Runs) -> list[Plot]:
         "funnel-pcoc",
         "Predicted over observed (PCOC)",
         "1 is calibrated in the mean; lines are 95 % intervals.",
+        list(observed),
         {run.name: {level: _pair(f, "pcoc") for level, f in run.evaluation.metrics["levels"].items()} for run in runs},
         reference=1.0,
         digits=3,
@@ -273,6 +274,7 @@ def forest_plot(
     key: str,
     title: str,
     caption: str,
+    lines: Sequence[str],
     series: Mapping[str, Mapping[str, tuple[float | None, Sequence[float] | None]]],
     reference: float | None,
     digits: int,
@@ -284,12 +286,12 @@ def forest_plot(
       key: Its id in the page.
       title: What it shows, in some words.
       caption: What to look for.
+      lines: Names of the lines, from top to bottom.
       series: {run: {line: (figure, its interval)}}, None where one does not exist.
       reference: A figure to mark with a dotted line, or None.
       digits: Of a figure in words.
       first_style: Number of the style of the first run.
     """
-    lines = list(dict.fromkeys(line for values in series.values() for line in values))
 
     def paint(axes: Axes) -> None:
         if reference is not None:
@@ -304,7 +306,7 @@ def forest_plot(
             for y, (_, _, interval) in zip(at, shown):
                 if interval:
                     axes.plot(interval, [y, y], color=style["color"], linestyle=style["linestyle"], linewidth=1.2)
-        axes.set_yticks(range(len(lines)), lines)
+        axes.set_yticks(range(len(lines)), list(lines))
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
@@ -381,7 +383,7 @@ def slice_plots(runs: Runs, column: str, number: int) -> list[Plot]:
             f"{_MEANING[target]}. Slices with most rows first; without a line there are too few rows for an interval."
         )
         key, title = f"slice-{number}-{target}", f"AUC of {target} by {column}"
-        plots.append(forest_plot(key, title, caption, series, reference=None, digits=4))
+        plots.append(forest_plot(key, title, caption, list(series[runs[0].name]), series, None, digits=4))
     return plots
 
 
@@ -395,6 +397,15 @@ def difference_plots(runs: Runs) -> list[Plot]:
             series[f"{runs[0].name} less {run.name}"] = pairs
         caption = f"{runs[0].name} is better {better} of the dotted zero; a line that crosses it leaves open which is."
         plots.append(
-            forest_plot(f"difference-{figure}", f"Difference of {title}", caption, series, 0.0, 5, first_style=1)
+            forest_plot(
+                f"difference-{figure}",
+                f"Difference of {title}",
+                caption,
+                list(runs[0].targets),
+                series,
+                0.0,
+                5,
+                first_style=1,
+            )
         )
     return plots

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 WIDTH, HEIGHT = 4.4, 3.3  # inches of 72 units; a phone shows about as many pixels
+_LEGEND_LINE = 0.17  # inches
 _STYLE: Any = {  # matplotlib types each key by itself
     "svg.fonttype": "none",  # text stays text
     "font.size": 9,
@@ -75,7 +76,7 @@ def draw(key: str, title: str, caption: str, words: str, paint: Callable[[Axes],
       caption: What to look for.
       words: The numbers of it as text.
       paint: Draws on the axes; what it labels gets a legend below.
-      height: In inches; the width is 4.4.
+      height: In inches, and more where the legend has several lines; the width is 4.4.
     """
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": key}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -84,7 +85,9 @@ def draw(key: str, title: str, caption: str, words: str, paint: Callable[[Axes],
         paint(axes)
         handles, labels = axes.get_legend_handles_labels()
         if handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=2 if max(map(len, labels)) < 22 else 1)
+            columns = 2 if max(map(len, labels)) < 22 else 1
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+            figure.set_figheight(height + _LEGEND_LINE * (-(-len(labels) // columns) - 1))
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return Plot(key, title, caption, words, _inline(text.getvalue(), key, title, words))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -99,6 +100,18 @@ def test_slices_have_a_plot_for_each_target(report):
     assert [plot.key for plot in made] == [f"slice-3-{target}" for target in TARGETS]
     for value, figures in report.runs[1].evaluation.metrics["slices"]["position"].items():
         assert f"{value} {figures['pctr']['auc']:.4f}" in made[0].words
+
+
+def test_lines_of_figures_are_in_the_order_of_the_funnel_whatever_the_first_run_has(report):
+    _, ratios = plots.funnel_plots(report.runs[::-1])
+    svg = ElementTree.fromstring(ratios.svg)
+    texts = [part.text for part in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert [text for text in texts if text in ("click", "d_mi", "d_ma", "purchase")] == [
+        "click",
+        "d_mi",
+        "d_ma",
+        "purchase",
+    ]
 
 
 def test_differences_have_a_plot_of_auc_and_one_of_log_loss(report):

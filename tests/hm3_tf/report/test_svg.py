@@ -35,6 +35,16 @@ def test_a_plot_is_as_wide_as_its_place():
     assert [float(number) for number in root.get("viewBox").split()][2:] == pytest.approx([316.8, 237.6])
 
 
+def test_a_legend_of_many_runs_takes_nothing_from_the_plot():
+    def lines(axes):
+        for i in range(7):
+            axes.plot([0, 1], [0, i], label=f"a rather long name of a run, {i}")
+
+    assert float(element(drawn(paint=lines)).get("viewBox").split()[3]) > float(
+        element(drawn()).get("viewBox").split()[3]
+    )
+
+
 def test_ids_are_a_plots_own_and_what_is_used_is_there():
     for key in ("first", "second"):
         root = element(drawn(key))
