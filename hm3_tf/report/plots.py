@@ -389,6 +389,7 @@ def slice_plots(runs: Runs, column: str, number: int) -> list[Plot]:
 
 def difference_plots(runs: Runs) -> list[Plot]:
     """Returns a plot of the first run's AUC and one of its log-loss less those of the others."""
+    shared = [target for target in runs[0].targets if any(target in run.differences for run in runs)]
     plots = []
     for figure, title, better in (("auc", "AUC", "right"), ("log_loss", "log-loss", "left")):
         series = {}
@@ -401,7 +402,7 @@ def difference_plots(runs: Runs) -> list[Plot]:
                 f"difference-{figure}",
                 f"Difference of {title}",
                 caption,
-                list(runs[0].targets),
+                shared,
                 series,
                 0.0,
                 5,
