@@ -11,13 +11,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from hm3_tf import curves
 from hm3_tf.config import TARGETS
 from hm3_tf.report.gather import ReportedRun
-from hm3_tf.report.svg import HEIGHT, Plot, draw, log_percent_axis, percent, run_style
+from hm3_tf.report.svg import HEIGHT, Plot, draw, log_percent_axis, percent, printable, run_style
 
 _MARKERS = 9  # on a line
 _STEPS_SHOWN = 200  # points of a learning curve
 _HISTOGRAM_WIDTH = 0.25  # log-odds
 _TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9, 0.99, 0.999)  # probabilities above a histogram
 _TICKS_APART = 0.2  # of the width, at least
+_TICK_LENGTH = 18  # characters
+_LEVEL_LENGTH = 36  # characters that the levels of a funnel have side by side
 _RATES = ("rate", "prediction")
 _MEANING = {
     "pctr": "P(click)",
@@ -228,7 +230,8 @@ def funnel_plots(runs: Runs) -> list[Plot]:
                 label=f"{run.name}, predicted",
                 **style,
             )
-        axes.set_xticks(list(places.values()), list(places))
+        names = [printable(level, _TICK_LENGTH) for level in places]
+        axes.set_xticks(list(places.values()), names, rotation=20 if sum(map(len, names)) > _LEVEL_LENGTH else 0)
         axes.set(ylabel="share of the impressions (log)", xlim=(-0.5, len(places) - 0.5))
         if limits:
             log_percent_axis(axes, "y", *limits)
@@ -306,7 +309,7 @@ def forest_plot(
             for y, (_, _, interval) in zip(at, shown):
                 if interval:
                     axes.plot(interval, [y, y], color=style["color"], linestyle=style["linestyle"], linewidth=1.2)
-        axes.set_yticks(range(len(lines)), list(lines))
+        axes.set_yticks(range(len(lines)), [printable(line, _TICK_LENGTH) for line in lines])
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
 

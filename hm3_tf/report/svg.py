@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
@@ -17,6 +18,7 @@ WIDTH, HEIGHT = 4.4, 3.3  # inches of 72 units; a phone shows about as many pixe
 _LEGEND_LINE = 0.17  # inches
 _STYLE: Any = {  # matplotlib types each key by itself
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a dollar is a dollar
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -78,14 +80,17 @@ def draw(key: str, title: str, caption: str, words: str, paint: Callable[[Axes],
       paint: Draws on the axes; what it labels gets a legend below.
       height: In inches, and more where the legend has several lines; the width is 4.4.
     """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": key}):
+    title, words = printable(title), printable(words)
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's fonts draw the text, not Matplotlib's
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()
-        axes.set_title(title)
+        axes.set_title(printable(title, 52))
         paint(axes)
         handles, labels = axes.get_legend_handles_labels()
         if handles:
             columns = 2 if max(map(len, labels)) < 22 else 1
+            labels = [printable(label, 46) for label in labels]
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)
             figure.set_figheight(height + _LEGEND_LINE * (-(-len(labels) // columns) - 1))
         text = io.StringIO()
@@ -118,6 +123,14 @@ def _inline(text: str, key: str, title: str, words: str) -> str:
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """Returns a text without what XML cannot hold, its middle left out where it has more than `most` characters."""
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    if most is None or len(shown) <= most:
+        return shown
+    return f"{shown[: most // 2]}…{shown[-(most - most // 2 - 1) :]}"
 
 
 def _rounded(value: str) -> str:

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from hm3_tf.report.svg import draw, log_percent_axis, percent, run_style
+from hm3_tf.report.svg import draw, log_percent_axis, percent, printable, run_style
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -90,3 +90,20 @@ def test_a_logarithmic_axis_has_a_handful_of_ticks(low, high, most):
 @pytest.mark.parametrize("rate, text", [(0.5, "50 %"), (0.001234, "0.123 %"), (1, "100 %"), (1e-6, "0.0001 %")])
 def test_rates_are_percent_of_three_digits(rate, text):
     assert percent(np.float64(rate)) == text
+
+
+@pytest.mark.parametrize("name", ["$5-$10", "a$b^$", "\x01\x00", "日本", "x" * 300, "a\nb", "]]>", "\\alpha"])
+def test_names_of_any_text_are_drawn(name, recwarn):
+    def paint(axes):
+        axes.plot([0, 1], [0, 1], label=name)
+        axes.set_yticks([0], [printable(name, 18)])
+
+    root = element(draw("any", f"Title, {name}", "Caption.", f"{name} is 1.", paint))
+    texts = [part.text or "" for part in root.iter(f"{SVG}text")]
+    assert printable(name, 46) in texts and max(map(len, texts)) <= 52
+    assert root.get("aria-label").endswith(f"{printable(name)} is 1.") and not recwarn.list
+
+
+def test_a_long_text_keeps_its_ends():
+    assert printable("abcdefghij", 10) == "abcdefghij"
+    assert printable("abcdefghijk", 10) == "abcde…hijk"
