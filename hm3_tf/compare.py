@@ -22,7 +22,7 @@ class Comparison:
     def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
         if (first[0], first[-1]) != (second[0], second[-1]):
             raise ConfigError(
-                f"--compare: expected a run with the click {first[0]!r} and the conversion {first[-1]!r}, got one with "
+                f"comparison: expected a run with the click {first[0]!r} and the conversion {first[-1]!r}, got one with "
                 f"{second[0]!r} and {second[-1]!r}; compare runs of the same two events"
             )
         self._levels = [level for level in first if level in second]
