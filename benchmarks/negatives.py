@@ -36,7 +36,7 @@ TARGETS = ("pctr", "pcvr", "pctcvr", "d_mi", "d_ma")
 def config(keep_rate: float, epochs: int) -> Config:
     """Returns the config of a run."""
     model = ModelConfig(tower_units=(64, 32), dropout=0.0, embedding_dim=8, features=FEATURES)
-    training = TrainingConfig(global_batch_size=BATCH, epochs=epochs, learning_rate=5e-4, best_metric="pctcvr.log_loss")
+    training = TrainingConfig(global_batch_size=BATCH, epochs=epochs, learning_rate=1e-4, best_metric="pctcvr.log_loss")
     return Config(model, DataConfig(negative_keep_rate=keep_rate), training)
 
 
