@@ -44,8 +44,9 @@ def split_reader(run: Workdir, index: SplitIndex, *, labels: bool = True, **opti
       DataError: The split's records do not hold what the schema says of the columns to read.
     """
     features = model_features(run.config, run.schema, run.train)
-    merged = run.config.method.merged_levels if labels else {}
-    reader = Reader(index, run.schema, features, merged, labels=labels, **options)
+    method = run.config.method
+    merged, split = (method.merged_levels, method.split_levels) if labels else ({}, ())
+    reader = Reader(index, run.schema, features, merged, labels=labels, split_levels=split, **options)
     check_records(reader)
     return reader
 
