@@ -23,6 +23,7 @@ _NODE_WIDTH = 64
 _CONVOLUTIONS = 2
 _HEAD_LAYERS = 2  # the last widths of `tower_units`, after the readout; those before are of the shared layers
 _FLOOR_QUANTILE = 0.05  # of the propensities of a batch, below which none counts as smaller
+_BIN, _BINS = 0.05, 400  # width in log-propensity and number of the bins in which they are counted, down to e^-20
 
 
 def adjacency(counts: np.ndarray) -> np.ndarray:
@@ -154,21 +155,26 @@ def micro_graph_towers(blueprint: Blueprint) -> dict[str, tf.Tensor]:
 
 
 def floored_propensity(log_p: tf.Tensor) -> tf.Tensor:
-    """Returns the propensities of a batch, those below a quantile of the global batch raised to it.
+    """Returns the propensities of a batch, those below its 5 % quantile raised to it.
 
-    The quantile is over all replicas, so that replicas with a part of the batch each have the loss of one with the whole.
+    The quantile is that of the global batch, from counts that add up over the replicas: so replicas with a part of the batch
+    each have the loss of one with the whole. Counts have bins of 5 % of a propensity, and the floor is the lower edge of one.
 
     Args:
       log_p: float32 [rows], natural logarithm of the propensities of this replica.
 
     Returns:
-      float32 [rows], without a gradient.
+      float32 [rows], without a gradient; at most 5 % of the global batch are raised.
     """
-    propensity = tf.stop_gradient(tf.exp(log_p))
+    log_p = tf.stop_gradient(log_p)
+    bins = tf.cast(tf.clip_by_value(-log_p / _BIN, 0, _BINS - 1), tf.int32)
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(log_p), bins, _BINS)
     context = tf.distribute.get_replica_context()
-    everywhere = context.all_gather(propensity, axis=0) if context.num_replicas_in_sync > 1 else propensity
-    index = tf.cast(_FLOOR_QUANTILE * tf.cast(tf.size(everywhere), tf.float32), tf.int32)
-    return tf.maximum(propensity, tf.sort(everywhere)[index])
+    if context.num_replicas_in_sync > 1:
+        counts = context.all_reduce(tf.distribute.ReduceOp.SUM, counts)
+    as_rare = tf.cumsum(counts, reverse=True)  # rows in a bin or below it in propensity
+    kept = tf.reduce_sum(tf.cast(as_rare > _FLOOR_QUANTILE * as_rare[0], tf.float32))
+    return tf.exp(tf.maximum(log_p, -_BIN * kept))
 
 
 def micro_graph_terms(method: Method, training: TrainingConfig) -> dict[str, LossTerm]:
