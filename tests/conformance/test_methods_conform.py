@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-import tf_keras as keras
 
 from data_pipeline.convert import convert, fraction_rule
 from data_pipeline.folder import DataFolder
@@ -167,27 +166,6 @@ def test_each_loss_of_a_row_is_a_number(case):
     assert tuple(losses) == case.config.method.losses
     for name, loss in losses.items():
         assert loss.shape == case.labels["click"].shape and np.isfinite(loss).all(), name
-
-
-def steps_of_replicas(case, strategy):
-    """Returns the losses of two steps, and how far the weights moved, from the same weights under a strategy."""
-    rows = len(case.labels["click"]) // 2 * 2
-    batches = tf.data.Dataset.from_tensor_slices((case.features, case.labels)).take(rows).batch(rows).repeat().take(2)
-    with strategy.scope():
-        model = case.run.build_model()
-        model.compile(optimizer=keras.optimizers.SGD(0.05), weighted_metrics=[])
-    before = model.network.get_weights()
-    model.fit(batches, verbose=0)
-    moves = [(new - old).ravel() for old, new in zip(before, model.network.get_weights())]
-    return model.loss_meter.means(0.0), np.concatenate(moves)
-
-
-def test_two_replicas_with_half_the_batch_each_are_one_with_the_whole(case):
-    losses, moves = steps_of_replicas(case, tf.distribute.OneDeviceStrategy("/cpu:0"))
-    of_two, moves_of_two = steps_of_replicas(case, tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]))
-    assert np.abs(moves).max() > 1e-3
-    assert of_two == pytest.approx(losses, rel=1e-5)
-    np.testing.assert_allclose(moves_of_two, moves, rtol=0, atol=1e-6)
 
 
 def test_predictions_are_probabilities(case):
