@@ -103,6 +103,7 @@ def measure(folder: pathlib.Path, method: str, precision: str) -> tuple[float, f
 
 def main(_: list[str]) -> None:
     """Prints the shares."""
+    logging.set_verbosity(logging.WARNING)
     folder = pathlib.Path(_FOLDER.value).absolute()
     workload.write(folder)
     rates = {}

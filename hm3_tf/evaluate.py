@@ -112,8 +112,9 @@ class Evaluator:
 
         @tf.function(reduce_retracing=True)
         @tf.autograph.experimental.do_not_convert
-        def predict(features: dict[str, tf.Tensor]) -> tf.Tensor:
-            return _target_pairs(model.network(features, training=False), levels)
+        def predict(features: dict[str, tf.Tensor], groups: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            pairs = _target_pairs(model.network(features, training=False), levels)
+            return pairs, fingerprint(groups, salt="groups")
 
         self._predict = predict
 
@@ -157,9 +158,9 @@ class Evaluator:
         carried = carried or {}
         labels = np.stack([levels[level].numpy() > 0 for level in self.levels], axis=1)
         positions = self._first_row + i * len(labels) + tf.range(len(labels), dtype=tf.int64)
-        groups = fingerprint(carried[self._group] if self._group else positions, salt="groups").numpy()
+        pairs, groups = self._predict(features, carried[self._group] if self._group else positions)
         columns = {name: values.numpy() for name, values in carried.items()}
-        return Rows(labels, self._predict(features).numpy(), groups, columns)[weights.numpy() > 0]
+        return Rows(labels, pairs.numpy(), groups.numpy(), columns)[weights.numpy() > 0]
 
     def _share(self, tally: Tally, truth: "TruthCounts") -> None:
         """Adds up the counts of all workers, on each of them."""

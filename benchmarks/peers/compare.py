@@ -8,6 +8,7 @@ machine, ratios within one run less so.
 """
 
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -45,9 +46,16 @@ def write_inputs(folder: pathlib.Path) -> None:
 
 
 def time_peer(folder: pathlib.Path, environment: str, script: str, feed: str) -> dict[str, float]:
-    """Returns the rates of a peer."""
+    """Returns the rates of a peer.
+
+    Raises:
+      RuntimeError: It failed.
+    """
     python = folder / environment / "bin" / "python"
-    done = subprocess.run([python, HERE / script, feed, folder], check=True, capture_output=True, text=True)
+    own_keras = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}  # set by hm3_tf
+    done = subprocess.run([python, HERE / script, feed, folder], capture_output=True, text=True, env=own_keras)
+    if done.returncode:
+        raise RuntimeError(f"{script} {feed} failed: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
