@@ -21,12 +21,13 @@ $(LATEST)/.installed: requirements-latest.txt setup.py
 	$(LATEST)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-# Simulates a log, trains HM3 on it, evaluates it beside the best possible AUC, exports and serves it.
+# Simulates a log, trains HM3 on it, evaluates it beside the best possible AUC, reports, exports and serves it.
 demo: install
 	rm -rf $(DEMO)
 	$(HM3) simulate --output_dir=$(DEMO)/data --rows=1000000
 	$(HM3) train --config=configs/demo.py --data_dir=$(DEMO)/data --workdir=$(DEMO)/run
 	$(HM3) evaluate --workdir=$(DEMO)/run
+	$(HM3) report --workdir=$(DEMO)/run --output=$(DEMO)/report.html
 	$(HM3) predict --workdir=$(DEMO)/run --data_dir=$(DEMO)/data --output=$(DEMO)/predictions.parquet
 	$(HM3) export --workdir=$(DEMO)/run --export_dir=$(DEMO)/export
 	TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python deploy/predict_saved_model.py $(DEMO)/export/1 \

@@ -16,7 +16,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=["hm3_tf", "data_pipeline", "data_pipeline.sources"],
+    packages=["hm3_tf", "hm3_tf.report", "data_pipeline", "data_pipeline.sources"],
+    package_data={"hm3_tf.report": ["page.html"]},
     entry_points={"console_scripts": ["hm3=hm3_tf.cli:main"]},
     install_requires=[
         "tensorflow>=2.17,<2.22",  # the engine
@@ -34,12 +35,16 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.17,<2.22"],  # CUDA libraries
         "ray": ["ray[train,data]>=2.40,<3"],  # clusters
         "serving": ["tensorflow-serving-api>=2.17,<2.20"],  # requests to TensorFlow Serving
-        "report": ["matplotlib>=3.8,<4"],  # plots
+        "report": [
+            "matplotlib>=3.8,<4",  # plots
+            "jinja2>=3.1,<4",  # the page, with all text escaped
+        ],
         "dev": [
             "pytest>=8,<10",  # tests
             "pytest-timeout>=2.3,<3",  # no test hangs
             "hypothesis>=6.100,<7",  # properties
             "scikit-learn>=1.5,<2",  # oracle of the metrics
+            "playwright>=1.45,<2",  # looks at the report in the system's Chromium
             "ruff>=0.6,<1",  # lint and format
             "mypy>=1.11,<3",  # types
         ],

@@ -185,6 +185,37 @@ def _export(values: flags.FlagValues) -> None:
     print(f"wrote {export_run(open_workdir(values.workdir), values.export_dir)}")
 
 
+def _define_report(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
+    flags.DEFINE_multi_string(
+        "workdir", None, "Directory of a run; again for others, which the first is compared with.", flag_values=values
+    )
+    _string(values, "data_dir", None, "Data folder; default the one that the runs were trained on.")
+    _string(values, "split", "test", "Split to report on.")
+    _string(values, "slice", "", "Columns whose values get figures of their own: tab,user_active_degree.")
+    _string(values, "output", None, "HTML file to write.")
+
+
+def _report(values: flags.FlagValues) -> None:
+    try:
+        from hm3_tf.report.gather import check_runs
+        from hm3_tf.report.page import write_report
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("matplotlib", "jinja2"):
+            raise
+        raise Hm3Error(
+            f"hm3 report: expected the packages of the extra 'report', but {package} is not installed; "
+            "pip install 'hm3-tf[report]'"
+        ) from error
+    from hm3_tf.workdir import open_workdir
+
+    runs = [open_workdir(path) for path in values.workdir]
+    check_runs(runs, same_log=values.data_dir is None)
+    slices = [name for name in values.slice.split(",") if name]
+    write_report(runs, _open_split(runs[0], values), values.split, slices, values.output)
+    print(f"wrote {values.output}")
+
+
 VERBS = {
     "simulate": Verb("write a log whose true probabilities are known", _define_simulate, _simulate, ("output_dir",)),
     "convert": Verb("turn a raw log into a data folder", _define_convert, _convert, ("source", "input", "output_dir")),
@@ -192,6 +223,7 @@ VERBS = {
     "evaluate": Verb("print and write the figures of a trained model", _define_evaluate, _evaluate, ("workdir",)),
     "predict": Verb("write predictions as Parquet", _define_predict, _predict, ("workdir", "data_dir", "output")),
     "export": Verb("write a SavedModel for TF Serving", _define_export, _export, ("workdir", "export_dir")),
+    "report": Verb("write figures and plots of runs as one HTML file", _define_report, _report, ("workdir", "output")),
 }
 
 

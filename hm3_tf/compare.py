@@ -1,12 +1,11 @@
 """The difference of two models over the same rows, with its interval."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from hm3_tf.errors import ConfigError
 from hm3_tf.intervals import JointCounts, bootstrap_interval, normal_interval
-from hm3_tf.tally import Estimates, Rows, Tally, named, pair
+from hm3_tf.tally import Estimates, Rows, named, pair
 
 
 class Comparison:
@@ -15,43 +14,39 @@ class Comparison:
     Args:
       first: Levels of the first model.
       second: Levels of the second one.
-      grouped: Whether the log has groups, for GAUC.
 
     Raises:
       ConfigError: The models have another click or another conversion.
     """
 
-    def __init__(self, first: Sequence[str], second: Sequence[str], grouped: bool) -> None:
+    def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
         if (first[0], first[-1]) != (second[0], second[-1]):
             raise ConfigError(
-                f"--compare: expected a run with the click {first[0]!r} and the conversion {first[-1]!r}, got one with "
+                f"comparison: expected a run with the click {first[0]!r} and the conversion {first[-1]!r}, got one with "
                 f"{second[0]!r} and {second[-1]!r}; compare runs of the same two events"
             )
         self._levels = [level for level in first if level in second]
         self._places = [(first.index(level), second.index(level)) for level in self._levels]
         self._places.append((len(first), len(second)))
-        self._second = Tally(second, grouped)
         self._joint = [JointCounts() for _ in self._places]
 
     def update(self, first: Rows, second: Rows) -> None:
-        """Adds the same rows as each model predicts them; the first model's tally is its own."""
-        second = dataclasses.replace(second, groups=first.groups)
-        self._second.update(second)
+        """Adds the same rows as each model predicts them."""
         for joint, (mine, theirs) in zip(self._joint, self._places):
             _, labels, pairs = first.target(mine)
             joint.update(labels, pairs, second.target(theirs)[2])
 
-    def result(self, first: Sequence[Estimates]) -> dict[str, Any]:
+    def result(self, first: Sequence[Estimates], second: Sequence[Estimates]) -> dict[str, Any]:
         """Returns the figures of the first model less those of the second.
 
         Args:
           first: Of the first model's tally.
+          second: Of the second one's, of the same rows in the same groups.
 
         Returns:
           As `Tally.result`, for the shared levels: each target with `rows`, `positives`, `too_small` and, for each figure,
           the difference and its 95 % interval, None where one does not exist or there are too few rows.
         """
-        second = self._second.estimates()
         targets = [
             _difference(first[mine], second[theirs], joint) for joint, (mine, theirs) in zip(self._joint, self._places)
         ]

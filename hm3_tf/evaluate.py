@@ -1,5 +1,6 @@
 """A model over a split, and its figures."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -215,6 +216,79 @@ class TruthCounts:
         return {name: {**figures, **best[name]} if name in best else figures for name, figures in metrics.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A run over a split.
+
+    Attributes:
+      metrics: The figures, see `Evaluator`, after `split` and `data_dir`; `slices` {column: {value: figures}} where asked for.
+      counts: Histograms of the levels and then of the conversion given a click: int64 [2, bins] each.
+      first_less_this: The first run's figures less this one's, see `Comparison`; None for the first run.
+    """
+
+    metrics: dict[str, Any]
+    counts: list[np.ndarray]
+    first_less_this: dict[str, Any] | None
+
+
+class _RunCounts:
+    """What is counted of one run's rows, from a reader of `evaluation_reader`."""
+
+    def __init__(self, run: Workdir, reader: Reader, slices: Sequence[str]) -> None:
+        self.evaluator = evaluator = Evaluator(run.trained_model(), run.config, reader)
+        self.tally = evaluator.new_tally()
+        self.sliced = Slices(
+            slices, lambda: evaluator.new_tally(resolution=SLICE_RESOLUTION, rows_kept=SLICE_ROWS_KEPT)
+        )
+
+    def update(self, rows: Rows) -> None:
+        self.tally.update(rows)
+        self.sliced.update(rows)
+
+
+def evaluate_runs(
+    runs: Sequence[Workdir], index: SplitIndex, split: str, slices: Sequence[Sequence[str]]
+) -> list[Evaluation]:
+    """Evaluates trained runs on the same rows of a split, in one pass over it each, side by side.
+
+    Args:
+      runs: The runs; the first is compared with each of the others, and its policy for broken labels is that of all.
+      index: The split.
+      split: Its name.
+      slices: For each run, columns of the log each value of which gets the figures of its rows.
+
+    Raises:
+      Hm3Error: A run has no checkpoint, or a column has too many values.
+      ConfigError: A column cannot be sliced by, or the runs have other clicks or conversions.
+      DataError: The split cannot be read.
+    """
+    columns = tuple(dict.fromkeys(itertools.chain(*slices)))
+    check_columns(runs[0].schema, columns)
+    first_reader = evaluation_reader(runs[0], index, carry=columns)
+    readers = [first_reader, *(evaluation_reader(run, index, nesting=first_reader.nesting) for run in runs[1:])]
+    counted = [_RunCounts(*parts) for parts in zip(runs, readers, slices)]
+    truth = counted[0].evaluator.new_truth()
+    levels = [counts.evaluator.levels for counts in counted]
+    comparisons = [Comparison(levels[0], others) for others in levels[1:]]
+    for first, *others in zip(*(counts.evaluator.rows() for counts in counted)):
+        rows = [first, *(dataclasses.replace(other, groups=first.groups, carried=first.carried) for other in others)]
+        truth.update(first)
+        for counts, predicted in zip(counted, rows):
+            counts.update(predicted)
+        for comparison, other in zip(comparisons, rows[1:]):
+            comparison.update(first, other)
+    estimates = [counts.tally.estimates() for counts in counted]
+    differences = [comparison.result(estimates[0], second) for comparison, second in zip(comparisons, estimates[1:])]
+    where = {"split": split, "data_dir": index.folder.rsplit("/", 1)[0]}
+    result = []
+    for counts, figures, difference in zip(counted, estimates, [None, *differences]):
+        metrics = {**where, **truth.added_to(counts.tally.result(figures))}
+        if counts.sliced.columns:
+            metrics["slices"] = counts.sliced.result()
+        result.append(Evaluation(metrics, [target.counts for target in counts.tally.counts], difference))
+    return result
+
+
 def evaluate_run(
     run: Workdir, index: SplitIndex, split: str, compare: Workdir | None = None, slices: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -228,38 +302,17 @@ def evaluate_run(
       slices: Columns of the log, each value of which gets the figures of its rows.
 
     Returns:
-      The figures, see `Evaluator`; with `slices` {column: {value: figures}} and `compare` (`workdir` and the differences,
-      see `Comparison`) where asked for.
+      The figures, see `Evaluation`, and `compare` (`workdir` and the differences, see `Comparison`) where asked for.
 
     Raises:
       Hm3Error: A run has no checkpoint, or a column has too many values.
       ConfigError: A column cannot be sliced by, or the runs have other clicks or conversions.
       DataError: The split cannot be read.
     """
-    check_columns(run.schema, slices)
-    reader = evaluation_reader(run, index, carry=slices)
-    evaluator = Evaluator(run.trained_model(), run.config, reader)
-    tally, truth = evaluator.new_tally(), evaluator.new_truth()
-    sliced = Slices(slices, lambda: evaluator.new_tally(resolution=SLICE_RESOLUTION, rows_kept=SLICE_ROWS_KEPT))
-    comparison: Comparison | None = None
-    other_rows: Iterator[Any] = itertools.repeat(None)
-    if compare:
-        other_reader = evaluation_reader(compare, index, nesting=reader.nesting)
-        other = Evaluator(compare.trained_model(), compare.config, other_reader)
-        comparison = Comparison(evaluator.levels, other.levels, tally.grouped is not None)
-        other_rows = other.rows()
-    for rows, others in zip(evaluator.rows(), other_rows):
-        for counts in (tally, truth, sliced):
-            counts.update(rows)
-        if comparison:
-            comparison.update(rows, others)
-    estimates = tally.estimates()
-    metrics = {"split": split, "data_dir": index.folder.rsplit("/", 1)[0], **truth.added_to(tally.result(estimates))}
-    if slices:
-        metrics["slices"] = sliced.result()
-    if compare and comparison:
-        metrics["compare"] = {"workdir": compare.path, **comparison.result(estimates)}
-    return metrics
+    if compare is None:
+        return evaluate_runs([run], index, split, [slices])[0].metrics
+    first, second = evaluate_runs([run, compare], index, split, [slices, ()])
+    return {**first.metrics, "compare": {"workdir": compare.path, **(second.first_less_this or {})}}
 
 
 def to_json(metrics: dict[str, Any]) -> str:

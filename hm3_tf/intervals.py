@@ -14,7 +14,7 @@ BUCKETS = 256
 _REPLICATES = 400
 _RESOLUTION = 8  # bins a unit of log-odds: the spread of a figure needs no more
 _JOINT_RESOLUTION = 128
-_Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 def _placements(counts: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def auc_variance(counts: np.ndarray) -> float:
 
 def normal_interval(value: float, variance: float) -> tuple[float, float]:
     """Returns the 95 % interval of an estimate that is distributed normally."""
-    return value - _Z * variance**0.5, value + _Z * variance**0.5
+    return value - Z * variance**0.5, value + Z * variance**0.5
 
 
 class JointCounts:

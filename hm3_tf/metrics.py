@@ -54,15 +54,32 @@ def average_precision(counts: np.ndarray) -> np.ndarray:
     return (counts[..., 1, ::-1] * precision).sum(axis=-1) / counts[..., 1, :].sum(axis=-1)
 
 
+def bin_rates(bins: int) -> np.ndarray:
+    """Returns P in the middle of each bin, float64 [bins], ascending."""
+    return 1 / (1 + np.exp(-bin_odds(bins)))
+
+
+def calibration_bins(rows: np.ndarray) -> np.ndarray:
+    """Returns which of 20 bins of equal numbers of rows each bin of the score is in (Nixon et al., CVPR Workshops 2019).
+
+    Args:
+      rows: [..., bins], rows by bin of the score.
+
+    Returns:
+      int64 [..., bins], ascending.
+    """
+    rank = (np.cumsum(rows, axis=-1) - rows / 2) / np.maximum(rows.sum(axis=-1, keepdims=True), 1e-300)
+    return np.minimum((rank * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+
+
 def calibration_error(counts: np.ndarray) -> np.ndarray:
     """Returns the expected calibration error, [...]: the mean over rows of |observed - predicted rate| of their bin.
 
-    The 20 bins have equal numbers of rows (equal-mass bins: Nixon et al., CVPR Workshops 2019).
+    The bins are those of `calibration_bins`.
     """
     rows = counts.sum(axis=-2)
-    excess = counts[..., 1, :] - rows / (1 + np.exp(-bin_odds(rows.shape[-1])))
-    rank = (np.cumsum(rows, axis=-1) - rows / 2) / np.maximum(rows.sum(axis=-1, keepdims=True), 1e-300)
-    bins = np.minimum((rank * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1).reshape(-1, rows.shape[-1])
+    excess = counts[..., 1, :] - rows * bin_rates(rows.shape[-1])
+    bins = calibration_bins(rows).reshape(-1, rows.shape[-1])
     bins += CALIBRATION_BINS * np.arange(len(bins))[:, np.newaxis]
     sums = np.bincount(bins.ravel(), excess.ravel(), CALIBRATION_BINS * len(bins))
     shape = (*rows.shape[:-1], CALIBRATION_BINS)

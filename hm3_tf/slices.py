@@ -34,9 +34,13 @@ class Slices:
     Args:
       columns: The columns, which the rows carry.
       new_tally: Makes a tally.
+
+    Attributes:
+      columns: The columns.
     """
 
     def __init__(self, columns: Sequence[str], new_tally: Callable[[], Tally]) -> None:
+        self.columns = tuple(columns)
         self._new_tally = new_tally
         self._tallies: dict[str, dict[Any, Tally]] = {name: {} for name in columns}
 

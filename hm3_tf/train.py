@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from data_pipeline.folder import DataFolder, explained_read_errors
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader, lane_count
 from data_pipeline.sampling import NegativeSampling, count_clicked_rows
+from hm3_tf.board import Board
 from hm3_tf.config import BEST_FIGURES, Config, checked
 from hm3_tf.distribute import input_context, make_strategy
 from hm3_tf.errors import ConfigError, Hm3Error
@@ -45,7 +47,8 @@ class MetricsLog:
             kept = [line for line in lines if self._is_past(json.loads(line), step, epoch)]
             storage.write_text(self._path, "".join(f"{line}\n" for line in kept))
         with storage.explained(run.path):
-            self._board = tf.summary.create_file_writer(run.file("tensorboard"))
+            self._board = Board(run.file("tensorboard"))
+            self._board.write_config(run.config, run.path)
 
     @staticmethod
     def _is_past(figures: dict[str, Any], step: int, epoch: int) -> bool:
@@ -56,20 +59,17 @@ class MetricsLog:
         with storage.explained(self._path):
             with tf.io.gfile.GFile(self._path, "a") as file:
                 file.write(json.dumps(figures) + "\n")
-            with self._board.as_default(step=figures["step"]):
-                for name, value in _scalars("", figures):
-                    tf.summary.scalar(name, value)
-            self._board.flush()
+            self._board.write_scalars(figures, figures["step"])
 
+    def write_curves(self, counts: Mapping[str, np.ndarray], step: int) -> None:
+        """Adds precision-recall curves to TensorBoard, of {name: int [2, bins], rows by label and bin of the score}."""
+        with storage.explained(self._path):
+            self._board.write_pr_curves(counts, step)
 
-def _scalars(prefix: str, figures: dict[str, Any]) -> list[tuple[str, float]]:
-    result = []
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            result += _scalars(f"{prefix}{name}/", value)
-        elif isinstance(value, (int, float)):
-            result.append((prefix + name, value))
-    return result
+    def end(self, step: int) -> None:
+        """Says in TensorBoard that training ended well after `step` steps."""
+        with storage.explained(self._path):
+            self._board.write_end(step)
 
 
 def training_reader(run: Workdir, index: SplitIndex) -> Reader:
@@ -196,6 +196,8 @@ class Trainer(keras.callbacks.Callback):
             self._save()
             if self._at("epoch_step"):  # ended by max_steps
                 break
+        if self._log:
+            self._log.end(self._at("step"))
         return figures
 
     def _is_finished(self) -> bool:
@@ -307,6 +309,10 @@ class Trainer(keras.callbacks.Callback):
         start = time.monotonic()
         figures = self._evaluator()
         self._write({**line, "validation_seconds": time.monotonic() - start, "validation": figures})
+        if self._log:
+            between = [f"levels/{level}" for level in self._evaluator.levels[1:-1]]
+            names = [f"validation/{name}" for name in ("pctr", *between, "pctcvr", "pcvr")]
+            self._log.write_curves(dict(zip(names, self._evaluator.counts)), step)
         target, _, figure = self._config.best_metric.partition(".")
         value = figures.get(target, figures["levels"].get(target))[figure]
         if value is None:

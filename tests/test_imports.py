@@ -17,9 +17,12 @@ LEVELS = (
     ("hm3_tf.methods", "hm3_tf.config", "hm3_tf.probability", "hm3_tf.progress", "hm3_tf.prefetch", "data_pipeline"),
     ("hm3_tf.layers", "hm3_tf.losses", "hm3_tf.metrics", "hm3_tf.optimizers"),
     ("hm3_tf.intervals", "hm3_tf.group_auc", "hm3_tf.tally", "hm3_tf.keras_metrics", "hm3_tf.calibration"),
+    ("hm3_tf.curves",),
     ("hm3_tf.compare", "hm3_tf.slices", "hm3_tf.tables"),
     ("hm3_tf.network", "hm3_tf.debiased", "hm3_tf.transfer", "hm3_tf.gmcm", "hm3_tf.designs", "hm3_tf.model"),
-    ("hm3_tf.distribute", "hm3_tf.workdir", "hm3_tf.train", "hm3_tf.evaluate", "hm3_tf.predict", "hm3_tf.export"),
+    ("hm3_tf.board", "hm3_tf.distribute", "hm3_tf.workdir"),
+    ("hm3_tf.train", "hm3_tf.evaluate", "hm3_tf.predict", "hm3_tf.export"),
+    ("hm3_tf.report", "hm3_tf.report.gather", "hm3_tf.report.svg", "hm3_tf.report.plots", "hm3_tf.report.page"),
     ("hm3_tf.config_files", "hm3_tf.cli"),
     ("hm3_tf.__main__",),
 )

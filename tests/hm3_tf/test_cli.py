@@ -360,3 +360,30 @@ def test_the_process_ends_with_the_commands_own_status(tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("hm3: error: ")
+
+
+@pytest.mark.parametrize("name", ["matplotlib", "jinja2"])
+def test_a_report_without_its_packages_says_what_to_install(command, workdir, tmp_path, monkeypatch, name):
+    for module in [*sys.modules]:
+        if module.startswith("hm3_tf.report") or module.split(".")[0] == name:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    error = the_error(command("report", f"--workdir={workdir}", f"--output={tmp_path}/report.html"))
+    assert error == (
+        f"hm3: error: hm3 report: expected the packages of the extra 'report', but {name} is not installed; "
+        "pip install 'hm3-tf[report]'"
+    )
+
+
+def test_a_report_is_of_the_log_that_the_run_was_trained_on(command, workdir, data, tmp_path):
+    output = tmp_path / "new" / "report.html"
+    status, printed, _ = command("report", f"--workdir={workdir}", "--slice=position", f"--output={output}")
+    assert (status, printed) == (0, f"wrote {output}\n")
+    page = output.read_text()
+    assert data.path in page and "Slices by position" in page
+
+
+def test_a_report_on_a_run_named_twice_is_refused(command, workdir, tmp_path):
+    twice = [f"--workdir={workdir}", f"--workdir={workdir}/"]
+    error = the_error(command("report", *twice, f"--output={tmp_path}/report.html"))
+    assert "--workdir: expected each run once" in error and not list(tmp_path.iterdir())

@@ -27,11 +27,12 @@ def predicted(groups, happened, odds):
 
 
 def compared(first: Rows, second: Rows, levels=LEVELS):
-    tally, comparison = Tally(LEVELS, grouped=True), Comparison(LEVELS, levels, grouped=True)
+    tally, other, comparison = Tally(LEVELS, True), Tally(levels, True), Comparison(LEVELS, levels)
     for part in np.array_split(np.arange(len(first)), 3):
         tally.update(first[part])
+        other.update(second[part])
         comparison.update(first[part], second[part])
-    return tally.result(), comparison.result(tally.estimates())
+    return tally.result(), comparison.result(tally.estimates(), other.estimates())
 
 
 def test_the_difference_is_that_of_the_figures_and_a_worse_model_is_told_apart():
@@ -83,10 +84,11 @@ def test_the_intervals_of_no_difference_hold_zero_in_95_percent_of_sets():
     for _ in range(sets):
         groups, happened, odds = rows(generator, users=200, each=5)
         noisy = [predicted(groups, happened, odds + generator.normal(0, 0.5, odds.shape)) for _ in range(2)]
-        tally, comparison = Tally(LEVELS, True, resolution=512), Comparison(LEVELS, LEVELS, True)
-        tally.update(noisy[0])
+        tallies, comparison = [Tally(LEVELS, True, resolution=512) for _ in noisy], Comparison(LEVELS, LEVELS)
+        for tally, predictions in zip(tallies, noisy):
+            tally.update(predictions)
         comparison.update(*noisy)
-        difference = comparison.result(tally.estimates())["pctr"]
+        difference = comparison.result(*(tally.estimates() for tally in tallies))["pctr"]
         for name in names:
             low, high = difference[f"{name}_interval"]
             held[name] += low <= 0 <= high
@@ -114,4 +116,4 @@ def test_runs_of_other_events_are_not_compared():
     with pytest.raises(
         ConfigError, match="expected a run with the click 'click' and the conversion 'purchase', got one"
     ):
-        Comparison(LEVELS, ("click", "apply"), grouped=False)
+        Comparison(LEVELS, ("click", "apply"))
