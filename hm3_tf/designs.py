@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from hm3_tf.auxiliary import AUXILIARY_HEADS
 from hm3_tf.debiased import COUNTERFACTUAL, DOUBLY_ROBUST, INVERSE_PROPENSITY
 from hm3_tf.errors import ConfigError, did_you_mean
 from hm3_tf.gmcm import MICRO_GRAPH
@@ -17,6 +18,7 @@ DESIGNS: Mapping[str, Design] = MappingProxyType(
         "counterfactual": COUNTERFACTUAL,
         "transfer": TRANSFER,
         "micro_graph": MICRO_GRAPH,
+        "auxiliary_heads": AUXILIARY_HEADS,
     }
 )
 

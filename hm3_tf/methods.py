@@ -23,6 +23,7 @@ class Method:
         nothing, each on the rows of its own root, which is a level of the chain before it.
       merged_levels: Levels that are the union of levels of the data: {level: levels that it merges}.
       split_levels: Levels of the data whose behaviors are labels of their own, named as `d_mi.picture`.
+      auxiliary_levels: Levels of the data that are learned beside the chain, given its click.
       design: How its towers are laid out and what it adds to the losses of its levels: a name in `designs.DESIGNS`.
       loss_weights: {loss: weight where the config sets none}. A loss that is no level is one that the design adds.
 
@@ -36,6 +37,7 @@ class Method:
     graphs: tuple[BehaviorGraph, ...]
     merged_levels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
     split_levels: tuple[str, ...] = ()
+    auxiliary_levels: tuple[str, ...] = ()
     design: str = "chain"
     loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
@@ -76,6 +78,12 @@ class Method:
     def levels(self) -> tuple[str, ...]:
         """All levels in order; the first is the click, the last the conversion."""
         return tuple(level for graph in self.graphs for level in graph.levels)
+
+    @property
+    def heads(self) -> tuple[BehaviorGraph, ...]:
+        """The chain from the click to each auxiliary level."""
+        click = self.graphs[0].behaviors[0]
+        return tuple(BehaviorGraph((click, Behavior(level))) for level in self.auxiliary_levels)
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -148,6 +156,14 @@ HM3_IPW = Method(
     design="inverse_propensity",
     loss_weights={"cvr": 1.0},
 )
+AUX = Method(
+    "aux",
+    "a control of ours: ESMM with heads for the other levels",
+    ESMM.graphs,
+    auxiliary_levels=("d_mi", "d_ma"),
+    design="auxiliary_heads",
+    loss_weights={"d_mi": 1.0, "d_ma": 1.0},
+)
 
 CHAINS: Mapping[str, Method] = MappingProxyType(
     {method.name: method for method in (BASE, ESMM, ESM2, ESM2_MI, HM3, HM3_R)}
@@ -155,7 +171,7 @@ CHAINS: Mapping[str, Method] = MappingProxyType(
 """Methods that are their behavior graph alone."""
 
 METHODS: Mapping[str, Method] = MappingProxyType(
-    {**CHAINS, **{method.name: method for method in (GMCM, ESCM2_IPW, ESCM2_DR, DCMT, AITM, HM3_IPW)}}
+    {**CHAINS, **{method.name: method for method in (GMCM, ESCM2_IPW, ESCM2_DR, DCMT, AITM, HM3_IPW, AUX)}}
 )
 
 

@@ -230,7 +230,8 @@ def build_model(config: Config, schema: Schema, statistics: SplitStatistics | No
     _check_gates(method, schema)
     train = statistics or no_statistics(schema)
     design = get_design(method.design)
-    rates = {e: r for graph in method.graphs for e, r in train.edge_rates(graph, method.merged_levels).items()}
+    graphs = (*method.heads, *method.graphs)
+    rates = {e: r for graph in graphs for e, r in train.edge_rates(graph, method.merged_levels).items()}
     features = model_features(config, schema, train)
     network = build_network(
         method,
