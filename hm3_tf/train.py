@@ -233,8 +233,8 @@ class Trainer(keras.callbacks.Callback):
             )
         )
         title = f"epoch {epoch + 1} of {config.epochs}"
-        with Progress(title, self._epoch_steps, "steps") as self._progress, explained_read_errors(self._reader.index):
-            self._progress.advance(start)
+        progress = Progress(title, self._epoch_steps, "steps", done=start)
+        with progress as self._progress, explained_read_errors(self._reader.index):
             self._since = tf.zeros_like(self._sums_before)
             self._sums_before = self._epoch_sums.read_value() if start else self._since
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))

@@ -1,0 +1,110 @@
+"""What an experiment is: runs on logs over seeds."""
+
+import dataclasses
+import runpy
+from collections.abc import Mapping, Sequence
+
+from data_pipeline.simulate import SimulatedLog
+from hm3_tf.config import Config, checked
+from hm3_tf.errors import ConfigError, UsageError, did_you_mean
+from hm3_tf.experiment.tables import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """A log of a plan.
+
+    Attributes:
+      source: A simulated log, whose seed is replaced by each of the plan's and whose rows are those of training; or a data folder,
+        of which a seed changes the training only.
+      runs: Names of the runs on it; empty for all of the plan.
+    """
+
+    source: SimulatedLog | str
+    runs: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every run of the plan, on every log, with every seed.
+
+    Attributes:
+      logs: {name: log}.
+      runs: {name: configs it may have}; one of several is chosen on `tuning_log`, with the same budget for each run.
+      seeds: Number of seeds: 0, 1, ... each draws the log (users, items and rows) and the weights anew.
+      test_rows: Rows of the test split of a simulated log.
+      tuning_log: Log that configs are chosen on, by AUC of CVR plus AUC of CTR: with other seeds than those that are reported,
+        or on the validation split of a data folder.
+      tuning_seeds: Number of seeds to choose by.
+      tables: {name: table}.
+
+    Raises:
+      ConfigError: A name is unknown, a config is wrong or a number is too small.
+    """
+
+    logs: Mapping[str, Log]
+    runs: Mapping[str, Sequence[Config]]
+    seeds: int
+    test_rows: int = 300_000
+    tuning_log: str = ""
+    tuning_seeds: int = 2
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("test_rows", 1), ("tuning_seeds", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"plan: expected {name} of at least {least}, got {getattr(self, name)}")
+        for name, configs in self.runs.items():
+            if not configs:
+                raise ConfigError(f"plan: expected a config for run {name!r}, got none")
+            for config in configs:
+                checked(config)
+        for log in self.logs.values():
+            self._require_known(log.runs, self.runs, "run")
+        if self.is_tuned:
+            self._require_known([self.tuning_log], self.logs, "tuning_log")
+        for table in self.tables.values():
+            self._require_known(table.runs, self.runs, "run of a table")
+            self._require_known(table.logs, self.logs, "log of a table")
+
+    @staticmethod
+    def _require_known(names: Sequence[str], known: Mapping[str, object], what: str) -> None:
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"plan: expected a known {what}, got {name!r}; {did_you_mean(name, known)}")
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether a run has several configs."""
+        return any(len(configs) > 1 for configs in self.runs.values())
+
+    def runs_on(self, log: str) -> tuple[str, ...]:
+        """Returns the names of the runs on a log."""
+        return self.logs[log].runs or tuple(self.runs)
+
+
+def load_plan(text: str) -> Plan:
+    """Returns the plan of a file.
+
+    Args:
+      text: `file.py` or `file.py:argument`.
+
+    Returns:
+      What the file's `get_plan()` or `get_plan(argument)` returns.
+
+    Raises:
+      UsageError: There is no such file, or it does not return a plan.
+    """
+    path, *argument = text.split(":", 1)
+    try:
+        plan = runpy.run_path(path)["get_plan"](*argument)
+    except (OSError, KeyError, TypeError, SyntaxError, NameError, ImportError) as error:
+        raise UsageError(
+            f"--plan={text}: expected a Python file whose get_plan({'argument' if argument else ''}) returns a "
+            f"hm3_tf.experiment.plan.Plan, got {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(plan, Plan):
+        raise UsageError(
+            f"--plan={text}: expected get_plan to return a hm3_tf.experiment.plan.Plan, got {type(plan).__name__}"
+        )
+    return plan
