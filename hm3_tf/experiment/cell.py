@@ -1,11 +1,16 @@
-"""A cell of an experiment: one log of one seed, and the runs on it, in a process of its own."""
+"""A cell of an experiment: one log of one seed, and the runs on it, in a process of its own.
+
+All runs of a cell see the same batches in the same order, which are read once. A pass over the log is measured where the volumes
+of the plan are reached, so that the model of a volume is that of one pass over its rows.
+"""
 
 import dataclasses
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,15 +20,18 @@ from data_pipeline import storage
 from data_pipeline.convert import convert, threshold_rule
 from data_pipeline.folder import SCHEMA_FILE, DataFolder
 from data_pipeline.read import Reader
+from data_pipeline.schema import Schema
 from data_pipeline.simulate import POSITIONS, SimulatedLog
 from data_pipeline.sources.simulated import SimulatedSource
 from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, to_json
-from hm3_tf.evaluate import BATCH_ROWS, group_column
+from hm3_tf.evaluate import group_column
 from hm3_tf.experiment.measures import EDGE_TRUTHS, SLATES, TRUTHS, Scored, joined, measure
+from hm3_tf.features import Feature
 from hm3_tf.model import ConversionModel, build_model, model_features
 
 _NEVER = 2**62  # a slate that no log has
+_TEST_BATCH = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Cell:
 
     Attributes:
       source: The log, see `plan.Log`.
+      volumes: {name: rows of training after which a run is measured}, ascending.
       seed: Of the log and of the weights.
       held_out_rows: Rows that are measured on, of a simulated log.
       split: Name of the split that is measured on.
@@ -41,6 +50,7 @@ class Cell:
     """
 
     source: SimulatedLog | str
+    volumes: Mapping[str, int]
     seed: int
     held_out_rows: int
     split: str
@@ -56,6 +66,11 @@ class Cell:
         """Returns the runs without a result."""
         return [run for run in self.runs if not os.path.exists(self.result_file(run))]
 
+    def config(self, run: str) -> Config:
+        """Returns the config of a run, with the cell's seed."""
+        config = self.runs[run]
+        return dataclasses.replace(config, training=dataclasses.replace(config.training, seed=self.seed))
+
 
 def run_cell(cell: Cell) -> None:
     """Trains and measures the runs of a cell that have no result yet.
@@ -69,20 +84,19 @@ def run_cell(cell: Cell) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     data = _open_log(cell)
+    batches = Batches(data, cell)
+    effect = cell.source.world_settings.position_effect if isinstance(cell.source, SimulatedLog) else 0.0
     for run in cell.missing():
-        start = time.monotonic()
-        config = cell.runs[run]
-        config = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=cell.seed))
+        start, config = time.monotonic(), cell.config(run)
         keras.backend.clear_session()
         keras.utils.set_random_seed(cell.seed)
-        scored = score(train(config, data), config, data, cell.split)
-        effect = cell.source.world_settings.position_effect if isinstance(cell.source, SimulatedLog) else 0.0
+        model = build_model(config, data.schema, batches.statistics)
+        scorer = Scorer(model, config, batches)
+        measures = {volume: measure(scorer(), effect) for volume in train(model, config, batches)}
         result = {
-            "run": run,
-            "seed": cell.seed,
             "seconds": time.monotonic() - start,
             "config": json.loads(to_json(config)),
-            "measures": measure(scored, effect),
+            "measures": measures,
         }
         storage.write_text(cell.result_file(run), json.dumps(result, indent=1))
     if isinstance(cell.source, SimulatedLog):
@@ -102,81 +116,142 @@ def _open_log(cell: Cell) -> DataFolder:
     return DataFolder.open(cell.data_dir)
 
 
-def train(config: Config, data: DataFolder) -> ConversionModel:
-    """Returns the model of a config, trained on a log for its epochs, as `hm3 train` does without checkpoints and validation.
+class Batches:
+    """The batches of a cell's runs, each read once.
 
     Args:
-      config: The config.
       data: The log.
+      cell: The cell; labels are those that any of its runs needs.
 
-    Raises:
-      ConfigError: Config and log do not fit.
+    Attributes:
+      schema: The log's schema.
+      statistics: Of the training split.
+      volumes: {name: rows}, see `Cell`.
     """
-    statistics = data.statistics()["train"]
-    model = build_model(config, data.schema, statistics)
-    reader = Reader(
-        data.split("train"),
-        data.schema,
-        model_features(config, data.schema, statistics),
-        config.method.merged_levels,
-        nesting=config.data.nesting,
-        split_levels=config.method.split_levels,
-    )
-    for epoch in range(config.training.epochs):
-        if epoch and config.training.reset_embeddings:
-            model.reset_embeddings(epoch)
-        batches = reader.training_dataset(
-            config.training.global_batch_size,
-            seed=config.training.seed,
-            epoch=epoch,
-            window_rows=config.data.shuffle_rows,
-        )
-        model.fit(batches, verbose=0)
-    return model
+
+    def __init__(self, data: DataFolder, cell: Cell) -> None:
+        methods = [config.method for config in cell.runs.values()]
+        self.schema: Schema = data.schema
+        self.statistics = data.statistics()["train"]
+        self.volumes = cell.volumes
+        self._splits = {"train": data.split("train"), "test": data.split(cell.split)}
+        self._labels = {
+            "merged_levels": {level: parts for method in methods for level, parts in method.merged_levels.items()},
+            "split_levels": tuple(dict.fromkeys(level for method in methods for level in method.split_levels)),
+        }
+        self._cached: dict[tuple, Any] = {}
+
+    def features(self, config: Config) -> tuple[Feature, ...]:
+        """Returns the features of a config."""
+        return model_features(config, self.schema, self.statistics)
+
+    def epoch(self, config: Config, epoch: int) -> Iterator[tuple[str, tf.data.Dataset]]:
+        """Yields, for each volume, the batches from the volume before it on, rows of an epoch of a run."""
+        features, training = self.features(config), config.training
+        for (volume, stop), start in zip(self.volumes.items(), (0, *self.volumes.values())):
+            key = (features, training.global_batch_size, dataclasses.astuple(config.data), epoch, volume)
+            if key not in self._cached:
+                index = self._splits["train"].part(start, stop)
+                reader = Reader(index, self.schema, features, nesting=config.data.nesting, **self._labels)
+                window = config.data.shuffle_rows
+                dataset = reader.training_dataset(
+                    training.global_batch_size, seed=training.seed, epoch=epoch, window_rows=window
+                )
+                self._cached[key] = _in_memory(dataset)
+            yield volume, self._cached[key]
+
+    def test(self, config: Config) -> tuple[Sequence[dict[str, tf.Tensor]], np.ndarray, dict, dict]:
+        """Returns what a run is measured on.
+
+        Returns:
+          Features of each batch; which of their rows are rows of the log, bool; labels {level: float32 [rows]}; columns of the
+          log {name: [rows]}.
+        """
+        features = self.features(config)
+        key = (features, config.data.nesting)
+        if key not in self._cached:
+            wanted = (*TRUTHS, *SLATES, *(f"truth_{name}" for name in EDGE_TRUTHS.values()), group_column(self.schema))
+            carry = tuple(column.name for column in self.schema.columns if column.name in wanted)
+            reader = Reader(
+                self._splits["test"],
+                self.schema,
+                features,
+                nesting=config.data.nesting,
+                sample_weights=False,
+                carry=carry,
+                **self._labels,
+            )
+            batches = list(reader.ordered_dataset(_TEST_BATCH))
+            real = np.concatenate([weights for _, _, weights, _ in batches]) > 0
+            rows = joined({"labels": labels, "columns": columns} for _, labels, _, columns in batches)
+            kept = tf.nest.map_structure(lambda values: values[real], rows)
+            self._cached[key] = [inputs for inputs, *_ in batches], real, kept["labels"], kept["columns"]
+        return self._cached[key]
 
 
-def score(model: ConversionModel, config: Config, data: DataFolder, split: str) -> Scored:
-    """Returns a split as a model predicts it.
+def _in_memory(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns the same batches, read now."""
+    cached = dataset.cache()
+    for _ in cached:
+        pass
+    return cached
+
+
+def train(model: ConversionModel, config: Config, batches: Batches) -> Iterator[str]:
+    """Trains a model as `hm3 train` does, without checkpoints and validation.
 
     Args:
       model: The model.
       config: Its config.
-      data: The log.
-      split: Name of the split.
+      batches: Of the cell.
+
+    Yields:
+      The name of each volume when the last epoch has reached it.
     """
-    schema, levels = data.schema, config.method.levels
-    wanted = (*TRUTHS, *SLATES, *(f"truth_{name}" for name in EDGE_TRUTHS.values()))
-    columns = tuple(column.name for column in schema.columns if column.name in wanted)
-    group = group_column(schema)
-    reader = Reader(
-        data.split(split),
-        schema,
-        model_features(config, schema, data.statistics()["train"]),
-        config.method.merged_levels,
-        nesting=config.data.nesting,
-        sample_weights=False,
-        carry=tuple(dict.fromkeys((*columns, *([group] if group else [])))),
-    )
+    for epoch in range(config.training.epochs):
+        if epoch and config.training.reset_embeddings:
+            model.reset_embeddings(epoch)
+        for volume, dataset in batches.epoch(config, epoch):
+            model.fit(dataset, verbose=0)
+            if epoch == config.training.epochs - 1:
+                yield volume
 
-    @tf.function
-    @tf.autograph.experimental.do_not_convert
-    def predict(features: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        outputs = model.network(features, training=False)
-        log_probs = outputs["log_probs"]
-        pairs = {
-            "pctr": log_probs[IMPRESSION][levels[0]],
-            "pctcvr": log_probs[IMPRESSION][levels[-1]],
-            "pcvr": log_probs[levels[0]][levels[-1]],
-        }
-        return {name: pair[:, 0] - pair[:, 1] for name, pair in pairs.items()}, outputs["edge_logits"]
 
-    def batches():
-        for features, labels, weights, carried in reader.ordered_dataset(BATCH_ROWS):
-            real = weights.numpy() > 0
-            part = (*predict(features), labels, carried)
-            yield tf.nest.map_structure(lambda values: values.numpy()[real], dict(enumerate(part)))
+class Scorer:
+    """Scores the rows that a run is measured on, with the weights the model has when it is called.
 
-    odds, edges, labels, carried = joined(batches()).values()
-    groups = np.unique(carried[group], return_inverse=True)[1].astype(np.int64) if group else None
-    click, purchase = (labels[level] > 0 for level in (levels[0], levels[-1]))
-    return Scored(odds, edges, click, purchase, groups, {name: carried[name] for name in columns})
+    Args:
+      model: The model.
+      config: Its config.
+      batches: Of the cell.
+    """
+
+    def __init__(self, model: ConversionModel, config: Config, batches: Batches) -> None:
+        click, purchase = config.method.levels[0], config.method.levels[-1]
+        self._inputs, self._real, labels, self._columns = batches.test(config)
+        self._click, self._purchase = labels[click] > 0, labels[purchase] > 0
+        group = group_column(batches.schema)
+        self._groups = np.unique(self._columns[group], return_inverse=True)[1].astype(np.int64) if group else None
+
+        @tf.function
+        @tf.autograph.experimental.do_not_convert
+        def predict(features: dict[str, tf.Tensor]) -> dict[str, dict[str, tf.Tensor]]:
+            outputs = model.network(features, training=False)
+            log_probs = outputs["log_probs"]
+            pairs = {
+                "pctr": log_probs[IMPRESSION][click],
+                "pctcvr": log_probs[IMPRESSION][purchase],
+                "pcvr": log_probs[click][purchase],
+            }
+            return {
+                "log_odds": {name: pair[:, 0] - pair[:, 1] for name, pair in pairs.items()},
+                "edges": outputs["edge_logits"],
+            }
+
+        self._predict = predict
+
+    def __call__(self) -> Scored:
+        """Returns the rows with the model's predictions."""
+        parts = (tf.nest.map_structure(lambda values: values.numpy(), self._predict(batch)) for batch in self._inputs)
+        scores = tf.nest.map_structure(lambda values: values[self._real], joined(parts))
+        return Scored(scores["log_odds"], scores["edges"], self._click, self._purchase, self._groups, self._columns)

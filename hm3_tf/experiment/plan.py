@@ -2,8 +2,10 @@
 
 import dataclasses
 import runpy
+import sys
 from collections.abc import Mapping, Sequence
 
+from data_pipeline.records import BLOCK_ROWS
 from data_pipeline.simulate import SimulatedLog
 from hm3_tf.config import Config, checked
 from hm3_tf.errors import ConfigError, UsageError, did_you_mean
@@ -17,11 +19,42 @@ class Log:
     Attributes:
       source: A simulated log, whose seed is replaced by each of the plan's and whose rows are those of training; or a data folder,
         of which a seed changes the training only.
+      volumes: {name: rows of training, whole blocks of 1,024, after which a run is measured}, ascending to all of them; empty for
+        all at once. Tables know the log of a volume as `<log> <volume>`.
       runs: Names of the runs on it; empty for all of the plan.
+
+    Raises:
+      ConfigError: A volume is wrong.
     """
 
     source: SimulatedLog | str
+    volumes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     runs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = list(self.volumes.values())
+        rows = self.source.rows if isinstance(self.source, SimulatedLog) else None
+        if sizes and (sizes != sorted(set(sizes)) or sizes[-1] != rows or any(size % BLOCK_ROWS for size in sizes)):
+            raise ConfigError(
+                f"plan: expected volumes of multiples of {BLOCK_ROWS:,} rows that ascend to the {rows} rows of a simulated log, "
+                f"got {dict(self.volumes)}"
+            )
+
+    @property
+    def smallest(self) -> SimulatedLog | str:
+        """The log as far as its first volume."""
+        if isinstance(self.source, SimulatedLog) and self.volumes:
+            return dataclasses.replace(self.source, rows=next(iter(self.volumes.values())))
+        return self.source
+
+    def names(self, log: str) -> list[str]:
+        """Returns what tables call a log of this name: one name a volume."""
+        return [f"{log} {volume}" for volume in self.volumes] or [log]
+
+
+def whole(source: SimulatedLog | str) -> dict[str, int]:
+    """Returns the one volume, without a name, of a log that is measured in the end only: {"": rows}."""
+    return {"": source.rows if isinstance(source, SimulatedLog) else sys.maxsize}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +94,14 @@ class Plan:
                 checked(config)
         for log in self.logs.values():
             self._require_known(log.runs, self.runs, "run")
+            if log.volumes and any(config.training.epochs > 1 for configs in self.runs.values() for config in configs):
+                raise ConfigError("plan: expected configs of one epoch on a log with volumes, got one of several epochs")
         if self.is_tuned:
             self._require_known([self.tuning_log], self.logs, "tuning_log")
         for table in self.tables.values():
             self._require_known(table.runs, self.runs, "run of a table")
-            self._require_known(table.logs, self.logs, "log of a table")
+            names = {name for log, settings in self.logs.items() for name in settings.names(log)}
+            self._require_known(table.logs, dict.fromkeys(names), "log of a table")
 
     @staticmethod
     def _require_known(names: Sequence[str], known: Mapping[str, object], what: str) -> None:

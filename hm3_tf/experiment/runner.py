@@ -14,7 +14,7 @@ from data_pipeline.simulate import SimulatedLog
 from hm3_tf.config import Config, from_json
 from hm3_tf.errors import Hm3Error
 from hm3_tf.experiment.cell import Cell, run_cell
-from hm3_tf.experiment.plan import Plan
+from hm3_tf.experiment.plan import Plan, whole
 from hm3_tf.experiment.results import Results, write_csv
 from hm3_tf.progress import Progress
 
@@ -52,6 +52,7 @@ def _cells(plan: Plan, workdir: str, runs: Mapping[str, Config]) -> dict[tuple[s
     return {
         (log, seed): Cell(
             source=plan.logs[log].source,
+            volumes=plan.logs[log].volumes or whole(plan.logs[log].source),
             seed=seed,
             held_out_rows=plan.test_rows,
             split="test",
@@ -65,7 +66,7 @@ def _cells(plan: Plan, workdir: str, runs: Mapping[str, Config]) -> dict[tuple[s
 
 def _tune(plan: Plan, workdir: str, processes: int) -> dict[str, int]:
     """Returns which of its configs each run takes, and writes it to `tuning.json`."""
-    source = plan.logs[plan.tuning_log].source
+    source = plan.logs[plan.tuning_log].smallest
     first = TUNING_SEEDS if isinstance(source, SimulatedLog) else 0
     candidates = {
         f"{run}.{i}": config
@@ -74,8 +75,9 @@ def _tune(plan: Plan, workdir: str, processes: int) -> dict[str, int]:
         if len(configs) > 1
     }
     cells = {
-        (plan.tuning_log, seed): Cell(
+        ("tuning", seed): Cell(
             source=source,
+            volumes=whole(source),
             seed=seed,
             held_out_rows=plan.test_rows,
             split="validation",
@@ -87,7 +89,7 @@ def _tune(plan: Plan, workdir: str, processes: int) -> dict[str, int]:
     }
     _run(list(cells.values()), processes, "tuning")
     results = _read(cells)
-    values = {name: results.mean(name, plan.tuning_log, ("pcvr.auc", "pctr.auc")) for name in candidates}
+    values = {name: results.mean(name, "tuning", ("pcvr.auc", "pctr.auc")) for name in candidates}
     chosen = {
         run: max(range(len(configs)), key=lambda i, run=run: values[f"{run}.{i}"])
         for run, configs in plan.runs.items()
@@ -150,14 +152,14 @@ def _at_most_one_thread() -> Iterator[None]:
 def _read(cells: Mapping[tuple[str, int], Cell]) -> Results:
     measured = {}
     for (log, seed), cell in cells.items():
-        for run, config in cell.runs.items():
+        for run in cell.runs:
             path = cell.result_file(run)
             result = json.loads(storage.read_text(path, "run the experiment again"))
-            expected = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=cell.seed))
-            if from_json(json.dumps(result["config"]), path) != expected:
+            if from_json(json.dumps(result["config"]), path) != cell.config(run):
                 raise Hm3Error(
                     f"{path}: expected the result of the plan's config of run {run!r}, got that of another; use another "
                     "--workdir, or remove the file"
                 )
-            measured[run, log, seed] = result["measures"]
+            for volume, measures in result["measures"].items():
+                measured[run, f"{log} {volume}".rstrip(), seed] = measures
     return Results(measured)
