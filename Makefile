@@ -5,6 +5,8 @@ LATEST ?= .venv-latest
 DEMO ?= demo-out
 BENCH ?= bench-out
 HM3 = $(VENV)/bin/hm3
+# Tests of a file share its fixtures, so a file stays in one process.
+IN_TWO = --numprocesses=2 --dist=loadfile
 
 .PHONY: install demo test test-latest lint format bench bench-peers requirements clean
 
@@ -34,11 +36,11 @@ demo: install
 	  position=0 category=c7 price=19.9 -- position=7 category=c7 price=199
 
 test: install
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(IN_TWO)
 
 # The same tests on the newest TensorFlow, where tensorflow-io does not load.
 test-latest: $(LATEST)/.installed
-	$(LATEST)/bin/python -m pytest
+	$(LATEST)/bin/python -m pytest $(IN_TWO)
 
 lint: install
 	$(VENV)/bin/ruff check .
@@ -51,7 +53,7 @@ format: install
 
 # Each prints its figures; they are in benchmarks/results.md.
 bench: install
-	for name in reading training tables evaluation start optimizer metrics negatives; do \
+	for name in reading training profile_step tables evaluation start optimizer metrics negatives; do \
 	  echo "== $$name" && $(VENV)/bin/python benchmarks/$$name.py || exit 1; \
 	done
 

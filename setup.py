@@ -45,6 +45,7 @@ setup(
         "dev": [
             "pytest>=8,<10",  # tests
             "pytest-timeout>=2.3,<3",  # no test hangs
+            "pytest-xdist>=3.5,<4",  # tests in two processes
             "hypothesis>=6.100,<7",  # properties
             "scikit-learn>=1.5,<2",  # oracle of the metrics
             "playwright>=1.45,<2",  # looks at the report in the system's Chromium

@@ -1,6 +1,6 @@
 """Training on a share of the unclicked rows against the whole simulated log: seconds an epoch, AUC, and PCOC on all test rows.
 
-python benchmarks/negatives.py [--folder=bench-out/negatives] [--keep_rate=0.1] [--epochs=2] [--share_epochs=6]
+python benchmarks/negatives.py [--folder=bench-out/negatives] [--keep_rate=0.1] [--epochs=3] [--share_epochs=10]
 """
 
 import os
@@ -26,8 +26,8 @@ from hm3_tf.workdir import Workdir, open_workdir
 _FOLDER = flags.DEFINE_string("folder", "bench-out/negatives", "Folder of the log and the runs.")
 _ROWS = flags.DEFINE_integer("rows", 5_000_000, "Impressions; five of seven days are trained on.")
 _KEEP_RATE = flags.DEFINE_float("keep_rate", 0.1, "Share of the unclicked rows.")
-_EPOCHS = flags.DEFINE_integer("epochs", 2, "Epochs of all rows.")
-_SHARE_EPOCHS = flags.DEFINE_integer("share_epochs", 6, "Epochs of the share, each with other unclicked rows.")
+_EPOCHS = flags.DEFINE_integer("epochs", 3, "Epochs of all rows.")
+_SHARE_EPOCHS = flags.DEFINE_integer("share_epochs", 10, "Epochs of the share, each with other unclicked rows.")
 BATCH = 4096
 FEATURES = ("position", "city", "age", "gender", "power", "category", "brand", "shop", "price")
 TARGETS = ("pctr", "pcvr", "pctcvr", "d_mi", "d_ma")
@@ -36,7 +36,7 @@ TARGETS = ("pctr", "pcvr", "pctcvr", "d_mi", "d_ma")
 def config(keep_rate: float, epochs: int) -> Config:
     """Returns the config of a run."""
     model = ModelConfig(tower_units=(64, 32), dropout=0.0, embedding_dim=8, features=FEATURES)
-    training = TrainingConfig(global_batch_size=BATCH, epochs=epochs, learning_rate=5e-4, best_metric="pctcvr.log_loss")
+    training = TrainingConfig(global_batch_size=BATCH, epochs=epochs, learning_rate=1e-4, best_metric="pctcvr.log_loss")
     return Config(model, DataConfig(negative_keep_rate=keep_rate), training)
 
 

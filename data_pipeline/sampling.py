@@ -6,7 +6,7 @@ and the row's place in the log alone: workers and windows that read the same blo
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -77,18 +77,23 @@ class NegativeSampling:
         return tf.concat([chosen, [0]], axis=0)
 
 
-def count_clicked_rows(blocks: np.ndarray, batches: tf.data.Dataset, click: str) -> np.ndarray:
+def count_clicked_rows(
+    blocks: np.ndarray, batches: tf.data.Dataset, click: str, on_rows: Callable[[int], object] = lambda rows: None
+) -> np.ndarray:
     """Returns the clicked rows of each block, int64 [blocks].
 
     Args:
       blocks: int64 [blocks, 4] of a split's index.
       batches: The split in its own order, as `Reader.ordered_dataset` gives it.
       click: Name of the click level.
+      on_rows: Called with the number of rows of each batch once they are counted.
     """
     ends, start = np.cumsum(blocks[:, 3]), 0
     counts = np.zeros(len(blocks), np.int64)
     for _, labels, weights, *_ in batches:
         clicked = np.flatnonzero(labels[click].numpy() > 0)
         counts += np.bincount(np.searchsorted(ends, start + clicked, side="right"), minlength=len(blocks))
-        start += int(np.count_nonzero(weights.numpy()))
+        rows = int(np.count_nonzero(weights.numpy()))
+        start += rows
+        on_rows(rows)
     return counts

@@ -6,7 +6,7 @@ On public logs an AUC's standard error exceeds the gaps between methods, so meth
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from numpy import ndarray
@@ -272,7 +272,9 @@ def _labels(rng: np.random.Generator, law: Law, utilities: ndarray) -> dict[str,
         seen = {name: outcomes[name] & (click | stray) for name, stray in zip(outcomes, strays)}
     result = {"click": click, "purchase": seen["purchase"]} | {f"truth_do_{k}": v for k, v in outcomes.items()}
     result = {name: happened.astype(np.int64) for name, happened in result.items()}
-    return result | _members(rng, seen["d_mi"], MICRO_MIX, MICRO_ANY) | _members(rng, seen["d_ma"], MACRO_MIX, MACRO_ANY)
+    return (
+        result | _members(rng, seen["d_mi"], MICRO_MIX, MICRO_ANY) | _members(rng, seen["d_ma"], MACRO_MIX, MACRO_ANY)
+    )
 
 
 def _members(rng: np.random.Generator, happened: ndarray, mix: dict[str, float], any_of: float) -> dict[str, ndarray]:

@@ -91,13 +91,22 @@ class World:
 
 
 def correlations(
-    click_micro: float, click_macro: float, click_purchase: float, micro_macro: float, micro_purchase: float,
+    click_micro: float,
+    click_macro: float,
+    click_purchase: float,
+    micro_macro: float,
+    micro_purchase: float,
     macro_purchase: float,
 ) -> tuple[tuple[float, ...], ...]:
     """Returns the matrix [4][4] of correlations of click, micro, macro and purchase."""
     upper = np.zeros((4, 4))
     upper[np.triu_indices(4, 1)] = (
-        click_micro, click_macro, click_purchase, micro_macro, micro_purchase, macro_purchase
+        click_micro,
+        click_macro,
+        click_purchase,
+        micro_macro,
+        micro_purchase,
+        macro_purchase,
     )
     return tuple(map(tuple, (upper + upper.T + np.eye(4)).tolist()))
 

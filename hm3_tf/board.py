@@ -30,7 +30,12 @@ class Board:
         self._writer = tf.summary.create_file_writer(folder)
 
     def write_config(self, config: Config, trial: str) -> None:
-        """Writes the settings, as the start of a trial, and which figures stand beside them."""
+        """Writes the settings, as the start of a trial, and which figures stand beside them.
+
+        Args:
+          config: The run's config.
+          trial: Name of the trial.
+        """
         values = settings(config)
         fields = [api_pb2.HParamInfo(name=name, type=_type_of(value)) for name, value in values.items()]
         tags = [f"validation/{target}/{name}" for target in TARGETS for name in _METRICS]
@@ -46,7 +51,7 @@ class Board:
         """Writes the numbers among figures; names of nested ones are joined by a slash."""
         with self._writer.as_default(step=step):
             for name, value in _flat("", figures, "/"):
-                if isinstance(value, (int, float)):
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
                     tf.summary.scalar(name, value)
         self._writer.flush()
 

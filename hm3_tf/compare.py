@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hm3_tf.errors import ConfigError
+import numpy as np
+
+from hm3_tf.errors import ConfigError, DataError
 from hm3_tf.intervals import JointCounts, bootstrap_interval, normal_interval
 from hm3_tf.tally import Estimates, Rows, named, pair
 
@@ -31,7 +33,18 @@ class Comparison:
         self._joint = [JointCounts() for _ in self._places]
 
     def update(self, first: Rows, second: Rows) -> None:
-        """Adds the same rows as each model predicts them."""
+        """Adds the same rows as each model predicts them.
+
+        Raises:
+          DataError: They are not the same: the clicks or the conversions differ.
+        """
+        events, others = (rows.labels[:, [0, -1]] for rows in (first, second))
+        if not np.array_equal(events, others):
+            raise DataError(
+                f"comparison: expected the same clicks and conversions of both models, got {len(first):,} rows with "
+                f"{events.sum(axis=0).tolist()} of them and {len(second):,} with {others.sum(axis=0).tolist()}: labels of a "
+                "level that only one method has break the hierarchy; convert the log with --nesting=coerce"
+            )
         for joint, (mine, theirs) in zip(self._joint, self._places):
             _, labels, pairs = first.target(mine)
             joint.update(labels, pairs, second.target(theirs)[2])
@@ -64,7 +77,7 @@ def _difference(first: Estimates, second: Estimates, joint: JointCounts) -> dict
             continue
         if name == "auc":
             intervals[name] = pair(normal_interval(difference, joint.difference_variance()))
-        else:
+        elif name in first.replicates:
             gaps = first.replicates[name] - second.replicates[name]
             intervals[name] = pair(bootstrap_interval(difference, gaps))
     return {

@@ -19,9 +19,11 @@ from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.compare import Comparison
 from hm3_tf.config import Config
 from hm3_tf.distribute import add_up, gather, input_context
+from hm3_tf.errors import ConfigError
 from hm3_tf.metrics import TargetCounts
 from hm3_tf.model import ConversionModel, model_features
 from hm3_tf.prefetch import prefetch
+from hm3_tf.progress import Progress
 from hm3_tf.slices import Slices, check_columns
 from hm3_tf.tally import SLICE_RESOLUTION, SLICE_ROWS_KEPT, Rows, Tally
 from hm3_tf.workdir import Workdir
@@ -128,9 +130,12 @@ class Evaluator:
           DataError: A shard is corrupt, or its records do not hold what the schema says.
         """
         tally, truth = self.new_tally(), self.new_truth()
-        for rows in self.rows():
-            tally.update(rows)
-            truth.update(rows)
+        workers = input_context(self._strategy).num_input_pipelines
+        with Progress("validate", self._reader.index.rows // workers) as progress:
+            for rows in self.rows():
+                tally.update(rows)
+                truth.update(rows)
+                progress.advance(len(rows))
         self._share(tally, truth)
         self.counts = [target.counts for target in tally.counts]
         return truth.added_to(tally.result())
@@ -246,6 +251,27 @@ class _RunCounts:
         self.sliced.update(rows)
 
 
+def _check_comparable(runs: Sequence[Workdir]) -> None:
+    """Checks that runs mean the same by their labels and group rows alike.
+
+    Raises:
+      ConfigError: They do not.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if run.schema.levels != first.schema.levels:
+            raise ConfigError(
+                f"comparison: expected runs of one log, but the levels of {run.path} (trained on {run.data_dir}) are made of "
+                f"other labels than those of {first.path} ({first.data_dir}); evaluate them one by one"
+            )
+        groups = [group_column(each.schema) for each in (run, first)]
+        if groups[0] != groups[1]:
+            raise ConfigError(
+                f"comparison: expected runs whose rows are grouped by one column, but the group column of {run.path} is "
+                f"{groups[0]} and that of {first.path} {groups[1]}; evaluate them one by one"
+            )
+
+
 def evaluate_runs(
     runs: Sequence[Workdir], index: SplitIndex, split: str, slices: Sequence[Sequence[str]]
 ) -> list[Evaluation]:
@@ -258,10 +284,15 @@ def evaluate_runs(
       slices: For each run, columns of the log each value of which gets the figures of its rows.
 
     Raises:
+    Returns:
+      The evaluation of each run.
+
+    Raises:
       Hm3Error: A run has no checkpoint, or a column has too many values.
-      ConfigError: A column cannot be sliced by, or the runs have other clicks or conversions.
-      DataError: The split cannot be read.
+      ConfigError: A column cannot be sliced by, or the runs have other labels, groups, clicks or conversions.
+      DataError: The split cannot be read, or a method's labels leave out rows that another's keep.
     """
+    _check_comparable(runs)
     columns = tuple(dict.fromkeys(itertools.chain(*slices)))
     check_columns(runs[0].schema, columns)
     first_reader = evaluation_reader(runs[0], index, carry=columns)
@@ -270,13 +301,18 @@ def evaluate_runs(
     truth = counted[0].evaluator.new_truth()
     levels = [counts.evaluator.levels for counts in counted]
     comparisons = [Comparison(levels[0], others) for others in levels[1:]]
-    for first, *others in zip(*(counts.evaluator.rows() for counts in counted)):
-        rows = [first, *(dataclasses.replace(other, groups=first.groups, carried=first.carried) for other in others)]
-        truth.update(first)
-        for counts, predicted in zip(counted, rows):
-            counts.update(predicted)
-        for comparison, other in zip(comparisons, rows[1:]):
-            comparison.update(first, other)
+    with Progress(f"evaluate {split}", index.rows) as progress:
+        for first, *others in zip(*(counts.evaluator.rows() for counts in counted), strict=True):
+            rows = [
+                first,
+                *(dataclasses.replace(other, groups=first.groups, carried=first.carried) for other in others),
+            ]
+            truth.update(first)
+            for counts, predicted in zip(counted, rows):
+                counts.update(predicted)
+            for comparison, other in zip(comparisons, rows[1:]):
+                comparison.update(first, other)
+            progress.advance(len(first))
     estimates = [counts.tally.estimates() for counts in counted]
     differences = [comparison.result(estimates[0], second) for comparison, second in zip(comparisons, estimates[1:])]
     where = {"split": split, "data_dir": index.folder.rsplit("/", 1)[0]}
@@ -306,8 +342,8 @@ def evaluate_run(
 
     Raises:
       Hm3Error: A run has no checkpoint, or a column has too many values.
-      ConfigError: A column cannot be sliced by, or the runs have other clicks or conversions.
-      DataError: The split cannot be read.
+      ConfigError: A column cannot be sliced by, or the runs have other labels, groups, clicks or conversions.
+      DataError: The split cannot be read, or one method's labels leave out rows that the other's keep.
     """
     if compare is None:
         return evaluate_runs([run], index, split, [slices])[0].metrics

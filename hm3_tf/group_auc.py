@@ -1,4 +1,7 @@
-"""GAUC: the mean AUC within a group (Zhou et al., DIN, KDD 2018), of all groups or of a sample of whole groups."""
+"""GAUC: the mean AUC within a group, of all groups or of a sample of whole groups.
+
+Zhu et al., Optimized Cost per Click in Taobao Display Advertising, KDD 2017: weighted by rows; unweighted beside.
+"""
 
 from collections.abc import Callable
 
@@ -95,10 +98,13 @@ class GroupedScores:
 
     def gather(self, gather_rows: Callable[[np.ndarray], np.ndarray]) -> None:
         """Takes the rows of all workers in place of this one's, on each of them: `gather_rows` puts their arrays together."""
-        limits = gather_rows(np.array([self._limit]))
-        rows = tuple(gather_rows(column) for column in self.rows)
-        self._limit, self._parts, self._count = float(limits.min()), [], 0
-        self.update(*rows)
+        self._limit = float(gather_rows(np.array([self._limit])).min())
+        self._parts = [self._below(self.rows)]
+        while gather_rows(np.array([len(self.rows[0])])).sum() > self._rows_kept:
+            self._limit /= 2
+            self._parts = [self._below(self.rows)]
+        self._parts = [tuple(gather_rows(column) for column in self.rows)]
+        self._count = len(self.rows[0])
 
     def _below(self, rows: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         kept = rows[0] < np.uint64(max(int(self._limit * 2**64) - 1, 0))
@@ -112,7 +118,7 @@ class GroupedScores:
         for i in range(outcomes.shape[1]):
             among = outcomes[:, i] != _ABSENT
             found, values, rows = within_group_aucs(numbers[among], outcomes[among, i] > 0, scores[among, i])
-            result.append(GroupAucs(bucket_of(names[found]), values, rows))
+            result.append(GroupAucs(bucket_of(names[found]), values, rows, self._limit))
         return result
 
 
@@ -123,10 +129,12 @@ class GroupAucs:
       buckets: int64 [groups].
       values: float64 [groups].
       rows: int64 [groups].
+      share: Share of the log's groups that they are a sample of.
     """
 
-    def __init__(self, buckets: np.ndarray, values: np.ndarray, rows: np.ndarray) -> None:
+    def __init__(self, buckets: np.ndarray, values: np.ndarray, rows: np.ndarray, share: float) -> None:
         self.groups = len(values)
+        self.share = share
         columns = (values * rows, rows, values, np.ones_like(values))
         self._sums = np.stack([np.bincount(buckets, column, BUCKETS) for column in columns], axis=1)
 

@@ -1,7 +1,8 @@
 """95 % intervals: DeLong's for an AUC and a paired difference of two, a bootstrap over groups for all else.
 
 Both are computed from counts that add up, so intervals need no second pass and no more memory on a larger log
-(docs/adr/0008-figures-from-counts.md).
+(docs/adr/0008-figures-from-counts.md). The bootstrap draws whole groups: Davison and Hinkley, Bootstrap Methods and their
+Application (1997), 3.8.
 """
 
 import functools
@@ -105,6 +106,11 @@ class BucketCounts:
         self.counts += other.counts
         self.sums += other.sums
 
+    @property
+    def filled(self) -> int:
+        """Number of buckets that have rows, at most that of the groups."""
+        return int(self.counts.any(axis=(1, 2)).sum())
+
     def replicates(self) -> dict[str, np.ndarray]:
         """Returns {figure: float64 [replicates]} of `metrics.figures`."""
         weights = bucket_weights()
@@ -132,8 +138,7 @@ def bucket_weights() -> np.ndarray:
 def bootstrap_interval(value: float, replicates: np.ndarray) -> tuple[float, float]:
     """Returns the 95 % interval of an estimate.
 
-    The quantiles are those of the replicates about their own mean: a resampled calibration error lies above the one of the
-    log, whose interval would be too high by as much.
+    The quantiles are those of the replicates about their own mean, since a figure of resampled rows can be biased.
 
     Args:
       value: The estimate.

@@ -3,16 +3,17 @@
 import tensorflow as tf
 import tf_keras as keras
 
-from hm3_tf.metrics import RANGE
+from hm3_tf.metrics import CALIBRATION_BINS, RANGE, bin_rates
 
 _RESOLUTION = 1024  # bins a unit of log-odds: a result after each batch costs little
 
 
 class TargetMetric(keras.metrics.Metric):
-    """AUC, log-loss and PCOC of a target over the rows since the last reset, from a histogram as in `metrics`.
+    """The figures of a target over the rows since the last reset, from a histogram as in `metrics`.
 
     Args:
-      name: Name of the target; its figures are called `<name>_auc`, `<name>_log_loss` and `<name>_pcoc`.
+      name: Name of the target; its figures are called `<name>_auc` and so on: `auc`, `pr_auc`, `log_loss`,
+        `normalized_entropy`, `pcoc` and `ece`, defined as in `metrics`.
       **kwargs: Of `keras.metrics.Metric`.
     """
 
@@ -31,8 +32,9 @@ class TargetMetric(keras.metrics.Metric):
           among: bool [batch], which rows are the target's.
         """
         labels, pair = tf.boolean_mask(labels, among) > 0, tf.boolean_mask(log_pair, among)
-        bins = tf.cast((pair[:, 0] - pair[:, 1] + RANGE) * _RESOLUTION, tf.int32)
-        cells = tf.stack([tf.cast(labels, tf.int32), tf.clip_by_value(bins, 0, self.counts.shape[1] - 1)], axis=1)
+        places = (pair[:, 0] - pair[:, 1] + RANGE) * _RESOLUTION
+        bins = tf.cast(tf.clip_by_value(places, 0, self.counts.shape[1] - 1), tf.int32)
+        cells = tf.stack([tf.cast(labels, tf.int32), bins], axis=1)
         self.counts.assign_add(tf.scatter_nd(cells, tf.ones_like(bins, tf.float64), self.counts.shape))
         pair = tf.cast(pair, tf.float64)
         loss = -tf.where(labels, pair[:, 0], pair[:, 1])
@@ -46,10 +48,26 @@ class TargetMetric(keras.metrics.Metric):
     def result(self) -> dict[str, tf.Tensor]:
         """Returns {figure: float64 scalar}, not a number where it does not exist."""
         negatives, positives = tf.unstack(tf.convert_to_tensor(self.counts))
-        rows, happened = tf.reduce_sum(negatives + positives), tf.reduce_sum(positives)
-        beaten = tf.reduce_sum(positives * (tf.cumsum(negatives) - negatives / 2))
-        return {
-            f"{self.name}_auc": beaten / (happened * tf.reduce_sum(negatives)),
-            f"{self.name}_log_loss": self.sums[1] / rows,
-            f"{self.name}_pcoc": self.sums[0] / happened,
+        both = negatives + positives
+        rows, happened = tf.reduce_sum(both), tf.reduce_sum(positives)
+        rate, log_loss = happened / rows, self.sums[1] / rows
+        beaten = tf.cumsum(negatives) - negatives / 2
+        found = [tf.cumsum(counts, reverse=True) for counts in (positives, both)]
+        figures = {
+            "auc": tf.reduce_sum(positives * beaten) / (happened * (rows - happened)),
+            "pr_auc": tf.reduce_sum(positives * tf.math.divide_no_nan(*found)) / happened,
+            "log_loss": log_loss,
+            "normalized_entropy": -log_loss / (rate * tf.math.log(rate) + (1 - rate) * tf.math.log1p(-rate)),
+            "pcoc": self.sums[0] / happened,
+            "ece": _calibration_error(both, positives),
         }
+        return {f"{self.name}_{figure}": value for figure, value in figures.items()}
+
+
+def _calibration_error(rows: tf.Tensor, positives: tf.Tensor) -> tf.Tensor:
+    """Returns `metrics.calibration_error` of float64 [bins] rows, of which some are positive."""
+    total = tf.reduce_sum(rows)
+    rank = tf.math.divide_no_nan(tf.cumsum(rows) - rows / 2, total)
+    bins = tf.minimum(tf.cast(rank * CALIBRATION_BINS, tf.int32), CALIBRATION_BINS - 1)
+    excess = positives - rows * tf.constant(bin_rates(rows.shape[0]))
+    return tf.reduce_sum(tf.abs(tf.math.segment_sum(excess, bins))) / total

@@ -63,31 +63,31 @@ def calibration_bins(rows: np.ndarray) -> np.ndarray:
     """Returns which of 20 bins of equal numbers of rows each bin of the score is in (Nixon et al., CVPR Workshops 2019).
 
     Args:
-      rows: [..., bins], rows by bin of the score.
+      rows: [bins], rows by bin of the score.
 
     Returns:
-      int64 [..., bins], ascending.
+      int64 [bins], ascending.
     """
-    rank = (np.cumsum(rows, axis=-1) - rows / 2) / np.maximum(rows.sum(axis=-1, keepdims=True), 1e-300)
+    rank = (np.cumsum(rows) - rows / 2) / max(rows.sum(), 1)
     return np.minimum((rank * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
 
 
-def calibration_error(counts: np.ndarray) -> np.ndarray:
-    """Returns the expected calibration error, [...]: the mean over rows of |observed - predicted rate| of their bin.
+def calibration_error(counts: np.ndarray) -> np.float64:
+    """Returns the expected calibration error: the mean over rows of |observed - predicted rate| of their bin.
 
-    The bins are those of `calibration_bins`.
+    The bins are those of `calibration_bins`. What the rows of a bin happen to be adds to it: of a calibrated model it is about
+    the standard error of a bin's rate, not 0, so it has no interval (docs/adr/0008-figures-from-counts.md).
+
+    Args:
+      counts: int [2, bins], rows by label and bin of the score.
     """
-    rows = counts.sum(axis=-2)
-    excess = counts[..., 1, :] - rows * bin_rates(rows.shape[-1])
-    bins = calibration_bins(rows).reshape(-1, rows.shape[-1])
-    bins += CALIBRATION_BINS * np.arange(len(bins))[:, np.newaxis]
-    sums = np.bincount(bins.ravel(), excess.ravel(), CALIBRATION_BINS * len(bins))
-    shape = (*rows.shape[:-1], CALIBRATION_BINS)
-    return np.abs(sums.reshape(shape)).sum(axis=-1) / rows.sum(axis=-1)
+    rows = counts.sum(axis=0)
+    excess = counts[1] - rows * bin_rates(len(rows))
+    return np.abs(np.bincount(calibration_bins(rows), excess)).sum() / np.float64(rows.sum())
 
 
 def figures(counts: np.ndarray, sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns all figures of one target.
+    """Returns the figures of one target that have intervals.
 
     Args:
       counts: [..., 2, bins], rows by label and bin of the score.
@@ -96,7 +96,7 @@ def figures(counts: np.ndarray, sums: np.ndarray) -> dict[str, np.ndarray]:
     Returns:
       {figure: float64 [...]}, not finite where it does not exist: `auc`, `pr_auc`, `log_loss` (nats a row),
       `normalized_entropy` (log-loss over that of predicting the mean rate: He et al., ADKDD 2014), `pcoc` (predicted over
-      observed) and `ece` (expected calibration error).
+      observed).
     """
     positives, rows = counts[..., 1, :].sum(axis=-1), counts.sum(axis=(-1, -2))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -107,7 +107,6 @@ def figures(counts: np.ndarray, sums: np.ndarray) -> dict[str, np.ndarray]:
             "log_loss": log_loss,
             "normalized_entropy": log_loss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)),
             "pcoc": sums[..., 0] / positives,
-            "ece": calibration_error(counts),
         }
 
 
@@ -144,13 +143,14 @@ class TargetCounts:
         """Returns the figures.
 
         Returns:
-          `rows`, `positives`, `rate` (observed), `prediction` (mean P), those of `figures`, and `auc_error`, the bound on
-          what the bins can have changed of the AUC; None where a figure does not exist.
+          `rows`, `positives`, `rate` (observed), `prediction` (mean P), those of `figures`, `ece` (expected calibration
+          error) and `auc_error`, the bound on what the bins can have changed of the AUC; None where a figure does not exist.
         """
         positives, rows = int(self.counts[1].sum()), int(self.counts.sum())
         with np.errstate(divide="ignore", invalid="ignore"):
             means = {"rate": np.float64(positives) / rows, "prediction": self.sums[0] / rows}
-            values = {**means, **figures(self.counts, self.sums), "auc_error": auc_error(self.counts)}
+            errors = {"ece": calibration_error(self.counts), "auc_error": auc_error(self.counts)}
+            values = {**means, **figures(self.counts, self.sums), **errors}
         return {"rows": rows, "positives": positives, **{name: number(value) for name, value in values.items()}}
 
 

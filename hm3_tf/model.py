@@ -69,7 +69,7 @@ class ConversionModel(tfrs.Model):
         self.network = network
         self.task = task
         self.loss_meter = LossMeter(task.names, name="mean_loss")
-        self.target_metrics = [TargetMetric(name) for name in ("pctr", "pcvr", "pctcvr")]
+        self.target_metrics = [TargetMetric(name) for name in _targets(task.levels)]
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, Any]:
         """Runs the network: {feature: [batch] or [batch, length]} to its predictions."""
@@ -98,11 +98,10 @@ class ConversionModel(tfrs.Model):
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
     def _update_target_metrics(self, labels: dict[str, tf.Tensor], log_probs: dict, real: tf.Tensor) -> None:
-        click, *_, purchase = self.task.levels
-        pctr, pcvr, pctcvr = self.target_metrics
-        pctr.update_state(labels[click], log_probs[IMPRESSION][click], real)
-        pcvr.update_state(labels[purchase], log_probs[click][purchase], real & (labels[click] > 0))
-        pctcvr.update_state(labels[purchase], log_probs[IMPRESSION][purchase], real)
+        click = self.task.levels[0]
+        for metric, (space, level) in zip(self.target_metrics, _targets(self.task.levels).values()):
+            among = real & (labels[click] > 0) if space == click else real
+            metric.update_state(labels[level], log_probs[space][level], among)
 
     def reset_embeddings(self, draw: int) -> None:
         """Starts the embeddings and their moments anew, and leaves all else as it is.
@@ -140,6 +139,17 @@ class ConversionModel(tfrs.Model):
         return figures
 
 
+def _targets(levels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Returns {name of a probability: (sample space, level)}."""
+    click, *between, purchase = levels
+    return {
+        "pctr": (IMPRESSION, click),
+        "pcvr": (click, purchase),
+        "pctcvr": (IMPRESSION, purchase),
+        **{f"p_{level}": (IMPRESSION, level) for level in between},
+    }
+
+
 def probabilities(predictions: dict[str, Any], levels: Sequence[str]) -> dict[str, tf.Tensor]:
     """Returns what a model is asked for.
 
@@ -152,14 +162,7 @@ def probabilities(predictions: dict[str, Any], levels: Sequence[str]) -> dict[st
       P(conversion) and P(level), the latter two over impressions.
     """
     log_probs = predictions["log_probs"]
-    click, *between, purchase = levels
-    chosen = {
-        "pctr": log_probs[IMPRESSION][click],
-        "pcvr": log_probs[click][purchase],
-        "pctcvr": log_probs[IMPRESSION][purchase],
-        **{f"p_{level}": log_probs[IMPRESSION][level] for level in between},
-    }
-    return {name: tf.exp(pair[..., 0]) for name, pair in chosen.items()}
+    return {name: tf.exp(log_probs[space][level][..., 0]) for name, (space, level) in _targets(levels).items()}
 
 
 def model_features(config: Config, schema: Schema, train: SplitStatistics) -> tuple[Feature, ...]:

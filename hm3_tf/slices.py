@@ -11,6 +11,7 @@ from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.tally import Rows, Tally
 
 MOST_VALUES = 50  # each costs some megabytes
+_MISSING = "(missing)"
 
 
 def check_columns(schema: Schema, names: Sequence[str]) -> None:
@@ -72,6 +73,13 @@ def _most_rows_first(tallies: dict[Any, Tally]) -> dict[str, dict[str, Any]]:
 
 
 def _text(value: int | bytes) -> str:
+    """Returns a name that no other value of the column has: bytes that are no text, or the name of no value, are quoted."""
     if value in (MISSING_INT64, MISSING_STRING):
-        return "(missing)"
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        return _MISSING
+    if isinstance(value, int):
+        return str(value)
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return repr(value)
+    return repr(value) if text == _MISSING else text

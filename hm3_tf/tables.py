@@ -7,6 +7,7 @@ from hm3_tf.config import TARGETS
 
 COLUMNS = {  # title, width, digits
     "gauc": ("GAUC", 7, 4),
+    "gauc_unweighted": ("uGAUC", 7, 4),
     "pr_auc": ("PR-AUC", 8, 5),
     "log_loss": ("log loss", 9, 5),
     "normalized_entropy": ("NE", 7, 4),
@@ -42,7 +43,8 @@ def _figures_table(named: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cells = [_cell(figures.get(column), *COLUMNS[column][1:]) for column in shown]
         auc = f"{_cell(figures['auc'], 7, 4)} {_interval(figures, 'auc', 4):<13}"
         lines.append(f"  {name:<{width}} {figures['rows']:>12,} {figures['positives']:>10,} {auc} {' '.join(cells)}")
-    return lines
+    share = min(figures.get("gauc_share", 1.0) for figures in named.values())
+    return [*lines, f"  GAUC is that of a sample of {share:.3%} of the groups"] if share < 1 else lines
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:

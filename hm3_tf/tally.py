@@ -10,7 +10,7 @@ from hm3_tf.group_auc import ROWS_KEPT, GroupAucs, GroupedScores
 from hm3_tf.intervals import BucketCounts, auc_variance, bootstrap_interval, normal_interval
 from hm3_tf.metrics import RESOLUTION, TargetCounts, number
 
-FEWEST = 30  # rows of either class below which no interval is given
+FEWEST = 30  # rows of either class, or groups, below which no interval is given
 SLICE_RESOLUTION = 512
 SLICE_ROWS_KEPT = 1 << 18
 
@@ -113,6 +113,13 @@ class Estimates:
       counts: The target's counts.
       buckets: The same in buckets of groups.
       groups: The AUCs within groups, or None in a log without groups.
+
+    Attributes:
+      plain: Figures without intervals, see `TargetCounts.result`.
+      counts: int64 [2, bins].
+      values: {figure: value}, None where it does not exist.
+      too_small: Whether there are too few rows of a class, or too few groups, for intervals.
+      replicates: {figure: float64 [replicates]} of those that a bootstrap gives an interval.
     """
 
     def __init__(self, counts: TargetCounts, buckets: BucketCounts, groups: GroupAucs | None) -> None:
@@ -120,26 +127,23 @@ class Estimates:
         self.plain = counts.result()
         self.counts = counts.counts
         self.values: dict[str, Any] = {name: self.plain[name] for name in FIGURES}
-        self.replicates = buckets.replicates()
+        smallest = min(self.plain["positives"], self.plain["rows"] - self.plain["positives"], buckets.filled)
+        self.too_small = smallest < FEWEST
+        self.replicates = {} if self.too_small else buckets.replicates()
         if groups:
             self.values |= {name: number(value) for name, value in groups.figures().items()}
-            self.replicates |= groups.replicates()
-
-    @property
-    def too_small(self) -> bool:
-        """Whether there are too few rows of a class for intervals."""
-        return min(self.plain["positives"], self.plain["rows"] - self.plain["positives"]) < FEWEST
+            self.replicates |= groups.replicates() if groups.groups >= FEWEST else {}
 
     def result(self) -> dict[str, Any]:
-        """Returns the figures with their 95 % intervals, `<figure>_interval`, None where there are too few rows."""
+        """Returns the figures with their 95 % intervals, `<figure>_interval`, None where there are too few rows or groups."""
         result = {**self.plain, **self.values}
         if self._groups:
-            result["gauc_groups"] = self._groups.groups
+            result |= {"gauc_groups": self._groups.groups, "gauc_share": self._groups.share}
         intervals: dict[str, Any] = dict.fromkeys(self.values)
         if not self.too_small:
-            for name, value in self.values.items():
-                if value is not None:
-                    intervals[name] = pair(bootstrap_interval(value, self.replicates[name]))
+            for name, replicates in self.replicates.items():
+                if self.values[name] is not None:
+                    intervals[name] = pair(bootstrap_interval(self.values[name], replicates))
             intervals["auc"] = pair(normal_interval(self.plain["auc"], auc_variance(self.counts)))
         return {
             **result,

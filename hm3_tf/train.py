@@ -83,8 +83,10 @@ def training_reader(run: Workdir, index: SplitIndex) -> Reader:
     if keep_rate == 1:
         return reader
     labels = Reader(index, run.schema, (), run.config.method.merged_levels, sample_weights=False)
-    with explained_read_errors(index):
-        clicked_rows = count_clicked_rows(index.blocks, labels.ordered_dataset(_COUNTED_TOGETHER), click)
+    with explained_read_errors(index), Progress("count clicks", index.rows) as progress:
+        clicked_rows = count_clicked_rows(
+            index.blocks, labels.ordered_dataset(_COUNTED_TOGETHER), click, on_rows=progress.advance
+        )
     return dataclasses.replace(reader, sampling=NegativeSampling(keep_rate, click, clicked_rows))
 
 
@@ -315,11 +317,13 @@ class Trainer(keras.callbacks.Callback):
             self._log.write_curves(dict(zip(names, self._evaluator.counts)), step)
         target, _, figure = self._config.best_metric.partition(".")
         value = figures.get(target, figures["levels"].get(target))[figure]
+        best = self._best["value"].numpy()
         if value is None:
             _LOGGER.warning("validation: %s.%s does not exist: one class has no row", target, figure)
-        elif BEST_FIGURES[figure] * value > self._best["value"].numpy():
+        elif BEST_FIGURES[figure] * value > best:
             self._best["value"].assign(BEST_FIGURES[figure] * value)
             self._best["epoch"].assign(epoch)
+        if self._best["value"].numpy() > best or math.isinf(best):  # without a figure the latest weights are the best
             self._save_best(step, self._evaluator.counts)
         return figures
 

@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
@@ -82,6 +83,7 @@ def trained_run(tmp_path_factory, data):
     """An HM3 run with trained weights; not to be written into."""
     config = tiny_config()
     run = written_run(str(tmp_path_factory.mktemp("run")), config, data)
+    keras.utils.set_random_seed(0)
     model = run.build_model()
     features, labels = read_split(config, data, "train")
     model.fit(features, labels, batch_size=512, epochs=2, verbose=0)

@@ -119,7 +119,11 @@ def label_measures(scored: Scored) -> dict[str, float]:
       and `<target>.pcoc` (predicted over observed).
     """
     every = np.ones(len(scored.click), bool)
-    labels = {"pctr": (scored.click, every), "pcvr": (scored.purchase, scored.click), "pctcvr": (scored.purchase, every)}
+    labels = {
+        "pctr": (scored.click, every),
+        "pcvr": (scored.purchase, scored.click),
+        "pctcvr": (scored.purchase, every),
+    }
     result = {}
     for target, (label, among) in labels.items():
         odds, y = scored.log_odds[target][among], label[among]

@@ -95,7 +95,9 @@ class Plan:
         for log in self.logs.values():
             self._require_known(log.runs, self.runs, "run")
             if log.volumes and any(config.training.epochs > 1 for configs in self.runs.values() for config in configs):
-                raise ConfigError("plan: expected configs of one epoch on a log with volumes, got one of several epochs")
+                raise ConfigError(
+                    "plan: expected configs of one epoch on a log with volumes, got one of several epochs"
+                )
         if self.is_tuned:
             self._require_known([self.tuning_log], self.logs, "tuning_log")
         for table in self.tables.values():

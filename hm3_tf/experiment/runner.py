@@ -1,7 +1,6 @@
 """Runs a plan: cells two at a time, each in a process of its own; what is done already is not done again."""
 
 import contextlib
-import dataclasses
 import json
 import multiprocessing
 import multiprocessing.connection

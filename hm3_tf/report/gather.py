@@ -87,7 +87,7 @@ def check_runs(runs: Sequence[Workdir], same_log: bool) -> None:
       same_log: Whether they must have been trained on one log, as none is named to evaluate them on.
 
     Raises:
-      ConfigError: One is named twice, or they are of different logs.
+      ConfigError: One is named twice, or they must be of one log and are not.
     """
     first, seen = runs[0], set()
     for run in runs:
@@ -95,11 +95,6 @@ def check_runs(runs: Sequence[Workdir], same_log: bool) -> None:
         if path in seen:
             raise ConfigError(f"--workdir: expected each run once, got {run.path} again; name others, or leave it out")
         seen.add(path)
-        if run.schema.levels != first.schema.levels:
-            raise ConfigError(
-                f"--workdir: expected runs of one log, but the levels of {run.path} (trained on {run.data_dir}) are made of "
-                f"other labels than those of {first.path} ({first.data_dir}); report them one by one"
-            )
         if same_log and (run.schema, run.train) != (first.schema, first.train):
             raise ConfigError(
                 f"--workdir: expected runs trained on one log, but {run.path} was trained on {run.data_dir} and {first.path} "
@@ -118,7 +113,7 @@ def gather(runs: Sequence[Workdir], index: SplitIndex, split: str, slices: Seque
 
     Raises:
       Hm3Error: A run has no checkpoint, or a column has too many values.
-      ConfigError: A column cannot be sliced by, or the runs have other clicks or conversions.
+      ConfigError: A column cannot be sliced by, or the runs have other labels, groups, clicks or conversions.
       DataError: The split or a file of a run cannot be read.
     """
     evaluations = evaluate_runs(runs, index, split, [slices] * len(runs))

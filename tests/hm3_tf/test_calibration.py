@@ -142,6 +142,22 @@ def test_training_saves_the_best_weights_with_their_calibration_and_goes_on_with
     assert (run.trained_model().network.get_layer("hm3/calibration").lines.numpy() != identity).all()
 
 
+def test_a_run_whose_best_metric_does_not_exist_keeps_its_latest_weights_calibrated(data, tmp_path, monkeypatch):
+    evaluate = Evaluator.__call__
+
+    def without_auc(evaluator):
+        figures = evaluate(evaluator)
+        return {**figures, "pctcvr": {**figures["pctcvr"], "auc": None}}
+
+    monkeypatch.setattr(Evaluator, "__call__", without_auc)
+    trainer = open_trainer(tiny_config(epochs=2, calibrate=True, best_metric="pctcvr.auc"), data.path, str(tmp_path))
+    trainer.train()
+    network = open_workdir(str(tmp_path)).trained_model().network
+    assert (network.get_layer("hm3/calibration").lines.numpy() != np.tile([1.0, 0.0], (5, 1))).all()
+    for kept, latest in zip(network.trainable_variables, trainer.model.network.trainable_variables):
+        np.testing.assert_array_equal(kept, latest)
+
+
 def test_a_run_that_calibrates_trains_as_one_that_does_not(data, tmp_path):
     weights = {}
     for calibrate in (False, True):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hm3_tf.compare import Comparison
-from hm3_tf.errors import ConfigError
+from hm3_tf.errors import ConfigError, DataError
 from hm3_tf.tally import Rows, Tally
 from tests.hm3_tf.test_metrics import pairs_of_odds
 from tests.reference import auc, sigmoid
@@ -47,7 +47,8 @@ def test_the_difference_is_that_of_the_figures_and_a_worse_model_is_told_apart()
     alone, difference = compared(first, second)
     for target, worse in tally.result().items():
         if target in ("pctr", "pcvr", "pctcvr"):
-            for name in ("auc", "pr_auc", "log_loss", "normalized_entropy", "pcoc", "ece", "gauc", "gauc_unweighted"):
+            assert difference[target]["ece"] == pytest.approx(alone[target]["ece"] - worse["ece"], abs=1e-12)
+            for name in ("auc", "pr_auc", "log_loss", "normalized_entropy", "pcoc", "gauc", "gauc_unweighted"):
                 expected = alone[target][name] - worse[name]
                 assert difference[target][name] == pytest.approx(expected, abs=1e-12), (target, name)
                 low, high = difference[target][f"{name}_interval"]
@@ -62,7 +63,7 @@ def test_a_model_compared_with_itself_differs_in_nothing():
     _, difference = compared(first, first)
     for name, value in difference["pcvr"].items():
         if name.endswith("_interval"):
-            assert value == [0, 0], name
+            assert value == (None if name == "ece_interval" else [0, 0]), name
 
 
 def test_the_paired_interval_is_narrower_than_that_of_a_model_alone():
@@ -110,6 +111,14 @@ def test_too_few_rows_have_differences_without_intervals():
     assert difference["pctcvr"]["too_small"] and difference["pctcvr"]["auc_interval"] is None
     expected = auc(happened[:, 2], odds[:, 2]) - auc(happened[:, 2], -odds[:, 2])
     assert difference["pctcvr"]["auc"] == pytest.approx(expected, abs=0.01)
+
+
+def test_rows_that_do_not_stand_side_by_side_are_refused():
+    groups, happened, odds = rows(np.random.default_rng(6))
+    first = predicted(groups, happened, odds)
+    for second in (first[np.arange(len(first)) > 0], predicted(groups, np.roll(happened, 1, axis=0), odds)):
+        with pytest.raises(DataError, match="expected the same clicks and conversions of both models, got 3,000 rows"):
+            Comparison(LEVELS, LEVELS).update(first, second)
 
 
 def test_runs_of_other_events_are_not_compared():

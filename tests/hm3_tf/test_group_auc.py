@@ -1,5 +1,8 @@
 """AUCs within groups against scikit-learn, and the sample of groups that keeps the memory bounded."""
 
+import concurrent.futures
+import threading
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -81,9 +84,27 @@ def test_the_sample_is_the_same_in_parts_and_as_a_whole():
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_gathered_workers_are_the_whole():
-    parts = [rows(seed) for seed in range(2)]
-    whole, workers = kept(*parts), [kept(part) for part in parts]
-    columns = iter([np.ones(2), *(np.concatenate(column) for column in zip(*parts))])
-    workers[0].gather(lambda _: next(columns))
-    assert workers[0].aucs()[0].figures() == whole.aucs()[0].figures()
+@pytest.mark.parametrize("rows_kept", [1 << 20, 4_000, 900])
+def test_gathered_workers_are_the_whole_and_never_more_than_is_kept(rows_kept):
+    parts = [rows(seed, groups=1_000) for seed in range(2)]
+    whole, workers = kept(*parts, rows_kept=rows_kept), [kept(part, rows_kept=rows_kept) for part in parts]
+    gathered = []
+    together, meet = {}, threading.Barrier(2)
+
+    def gather_as(worker):
+        def gather_rows(array):
+            together[worker] = array
+            meet.wait(10)
+            result = np.concatenate([together[0], together[1]])
+            meet.wait(10)
+            gathered.append(len(result))
+            return result
+
+        workers[worker].gather(gather_rows)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        list(threads.map(gather_as, range(2)))
+    assert max(gathered) <= rows_kept
+    for worker in workers:
+        assert worker.share == whole.share
+        assert worker.aucs()[0].figures() == whole.aucs()[0].figures()

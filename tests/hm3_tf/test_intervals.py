@@ -5,6 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from hm3_tf.group_auc import GroupedScores
 from hm3_tf.intervals import (
     BucketCounts,
     JointCounts,
@@ -12,8 +13,8 @@ from hm3_tf.intervals import (
     bootstrap_interval,
     normal_interval,
 )
-from hm3_tf.metrics import TargetCounts
-from tests.hm3_tf.test_metrics import counted, log_pairs, pairs_of_odds
+from hm3_tf.tally import Estimates
+from tests.hm3_tf.test_metrics import counted, pairs_of_odds
 from tests.reference import auc, sigmoid
 
 SETS = 1_000
@@ -100,11 +101,11 @@ def clustered(generator, users=400, rows=10):
     return groups, generator.random(len(odds)) < sigmoid(odds + taste), odds
 
 
-def test_the_bootstrap_over_users_covers_the_mean_loss_and_pcoc_though_rows_are_dependent():
+def test_the_bootstrap_over_users_covers_the_figures_though_rows_are_dependent():
     generator = np.random.default_rng(6)
     labels, odds = clustered(generator, users=200_000)[1:]
     truth = counted(labels, pairs_of_odds(odds)).result()
-    covered = dict.fromkeys(("log_loss", "pcoc", "pr_auc"), 0)
+    covered = dict.fromkeys(("log_loss", "normalized_entropy", "pcoc", "pr_auc"), 0)
     sets = 200
     for _ in range(sets):
         groups, labels, odds = clustered(generator)
@@ -135,14 +136,49 @@ def test_a_bucket_holds_whole_groups():
     assert np.flatnonzero(buckets.counts.sum(axis=(1, 2))).tolist() == [7]
 
 
-def test_the_interval_of_the_calibration_error_lies_around_it():
-    groups, labels, odds = clustered(np.random.default_rng(8))
-    buckets, counts = BucketCounts(), TargetCounts()
-    buckets.update(groups, labels, log_pairs(sigmoid(odds)))
-    counts.update(labels, log_pairs(sigmoid(odds)))
-    value = counts.result()["ece"]
-    low, high = bootstrap_interval(value, buckets.replicates()["ece"])
-    assert low < value < high < 3 * value
+def test_the_bootstrap_over_users_covers_gauc():
+    generator = np.random.default_rng(8)
+
+    def of(users):
+        groups, labels, odds = clustered(generator, users)
+        kept = GroupedScores(1, rows_kept=1 << 22)
+        kept.update(groups, labels[:, np.newaxis].astype(np.int8), odds[:, np.newaxis].astype(np.float32))
+        return kept.aucs()[0]
+
+    truth = of(users=200_000).figures()
+    covered, sets = dict.fromkeys(truth, 0), 200
+    for _ in range(sets):
+        aucs = of(users=400)
+        for name, value in aucs.figures().items():
+            low, high = bootstrap_interval(value, aucs.replicates()[name])
+            covered[name] += low <= truth[name] <= high
+    assert all(0.9 <= count / sets <= 0.99 for count in covered.values()), covered
+
+
+def test_the_calibration_error_has_no_interval_as_it_is_above_that_of_all_rows():
+    """The reason: a calibrated model's error on some rows is what the rows of a bin happen to be, not 0."""
+    generator = np.random.default_rng(9)
+    errors = []
+    for _ in range(50):
+        odds = generator.normal(-1, 1, 4_000)
+        errors.append(counted(generator.random(4_000) < sigmoid(odds), pairs_of_odds(odds)).result()["ece"])
+    # 20 bins of 200 rows, each off by some 0.8 standard errors sqrt(p (1 - p) / 200)
+    p = sigmoid(np.linspace(-3, 1, 20))
+    assert np.mean(errors) == pytest.approx(np.mean(0.8 * np.sqrt(p * (1 - p) / 200)), rel=0.15)
+    assert min(errors) > 0.01
+    assert "ece" not in BucketCounts().replicates()
+
+
+def test_few_groups_have_no_interval_though_they_have_many_rows():
+    groups, labels, odds = clustered(np.random.default_rng(10), users=20, rows=500)
+    buckets = BucketCounts()
+    buckets.update(groups, labels, pairs_of_odds(odds))
+    assert 0 < buckets.filled <= 20
+    few = Estimates(counted(labels, pairs_of_odds(odds)), buckets, None).result()
+    assert few["too_small"] and few["auc_interval"] is few["log_loss_interval"] is None
+    many = BucketCounts()
+    many.update(np.arange(len(labels), dtype=np.uint64), labels, pairs_of_odds(odds))
+    assert not Estimates(counted(labels, pairs_of_odds(odds)), many, None).result()["too_small"]
 
 
 def test_an_interval_of_nothing_does_not_exist():

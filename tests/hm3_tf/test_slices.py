@@ -61,7 +61,14 @@ def test_a_small_slice_says_so():
 
 @pytest.mark.parametrize(
     "values, names",
-    [([b"new", b"", b"new"], ["new", "(missing)"]), ([MISSING_INT64, -1, -1], ["-1", "(missing)"])],
+    [
+        ([b"new", b"", b"new"], ["new", "(missing)"]),
+        ([MISSING_INT64, -1, -1], ["-1", "(missing)"]),
+        (
+            [b"\xff", b"", b"\xff", b"\xfe", b"(missing)", b"\xff", b"", b"(missing)", b"(missing)", b"(missing)"],
+            ["b'(missing)'", "b'\\xff'", "(missing)", "b'\\xfe'"],
+        ),
+    ],
 )
 def test_values_are_named(values, names):
     array = np.array(values, object) if isinstance(values[0], bytes) else np.array(values)

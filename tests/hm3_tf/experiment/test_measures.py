@@ -94,9 +94,7 @@ def test_labels_are_measured_on_the_rows_of_their_target(perfect):
     assert result["pctr.auc"] == pytest.approx(roc_auc_score(clicked, odds["pctr"]))
     assert result["pcvr.auc"] == pytest.approx(roc_auc_score(perfect.purchase[clicked], odds["pcvr"][clicked]))
     assert result["pctcvr.auc"] == pytest.approx(roc_auc_score(perfect.purchase, odds["pctcvr"]))
-    assert result["pcvr.pcoc"] == pytest.approx(
-        perfect.truth("pcvr")[clicked].sum() / perfect.purchase.sum(), rel=1e-5
-    )
+    assert result["pcvr.pcoc"] == pytest.approx(perfect.truth("pcvr")[clicked].sum() / perfect.purchase.sum(), rel=1e-5)
 
 
 def test_gauc_is_the_mean_over_users_weighted_by_rows(perfect):
@@ -135,9 +133,7 @@ def test_bias_is_the_mean_of_predicted_less_true_on_the_rows_it_names(perfect):
 
 def test_the_truth_on_clicked_rows_is_that_given_the_click(perfect):
     columns = {**perfect.columns, "truth_pcvr_given_click": perfect.truth("pcvr") / 2}
-    halved = Scored(
-        perfect.log_odds, perfect.edges, perfect.click, perfect.purchase, perfect.groups, columns
-    )
+    halved = Scored(perfect.log_odds, perfect.edges, perfect.click, perfect.purchase, perfect.groups, columns)
     result = truth_measures(halved)
     assert result["pcoc.clicked"] == pytest.approx(2, rel=1e-5)
     assert result["pcoc.unclicked"] == pytest.approx(1, rel=1e-5)
@@ -172,8 +168,12 @@ def test_a_ranking_by_hand(perfect):
     rows = slice(POSITIONS)
     columns = {name: values[rows] for name, values in perfect.columns.items()}
     one = Scored(
-        {name: odds[rows] for name, odds in perfect.log_odds.items()}, {}, perfect.click[rows], perfect.purchase[rows],
-        None, columns,
+        {name: odds[rows] for name, odds in perfect.log_odds.items()},
+        {},
+        perfect.click[rows],
+        perfect.purchase[rows],
+        None,
+        columns,
     )
     same = ranking_measures(one, position_effect=0.0)
     assert same["ranked_0.purchases"] == pytest.approx(one.truth("pctcvr").sum())

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hm3_tf.errors import DataError
 from hm3_tf.experiment.document import write_blocks
 from hm3_tf.experiment.results import Results, estimate, write_csv
 from hm3_tf.experiment.tables import Table
-from hm3_tf.errors import DataError
 
 AUCS = {"base": [0.80, 0.82, 0.81], "hm3": [0.81, 0.84, 0.82]}
 MEASURED = {(run, "log S", seed): {"auc": value} for run, values in AUCS.items() for seed, value in enumerate(values)}
@@ -83,6 +83,8 @@ def test_blocks_of_a_document_are_replaced_and_nothing_else(tmp_path):
 def test_a_document_without_the_block_is_left_as_it_is(tmp_path):
     path = tmp_path / "doc.md"
     path.write_text("<!-- t -->\n<!-- /t -->\n")
-    with pytest.raises(DataError, match=r"expected one block between <!-- v --> and <!-- /v -->, found 0; write the two"):
+    with pytest.raises(
+        DataError, match=r"expected one block between <!-- v --> and <!-- /v -->, found 0; write the two"
+    ):
         write_blocks(str(path), {"t": "new", "v": "x"})
     assert path.read_text() == "<!-- t -->\n<!-- /t -->\n"

@@ -125,9 +125,7 @@ def test_the_command_prints_and_writes_tables_of_what_is_there(whole, plan_file,
 
 
 def test_an_unknown_table_is_refused_before_anything_runs(plan_file, tmp_path):
-    done = subprocess.run(
-        command(plan_file, tmp_path / "w", "--table=cv"), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command(plan_file, tmp_path / "w", "--table=cv"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--table: expected a table of the plan, got 'cv'; did you mean 'cvr'" in done.stderr
     assert not (tmp_path / "w").exists()
@@ -140,7 +138,9 @@ def test_results_of_another_config_are_refused(whole, plan_file):
         ModelConfig("base", tower_units=(8,), dropout=0.0, features=("brand",)), training=TrainingConfig(epochs=1)
     )
     changed = Plan({"true": plan.logs["true"]}, {"base": [other]}, 1, test_rows=4096)
-    with pytest.raises(Hm3Error, match=r"base.json: expected the result of the plan's config of run 'base', got that of"):
+    with pytest.raises(
+        Hm3Error, match=r"base.json: expected the result of the plan's config of run 'base', got that of"
+    ):
         run_plan(changed, str(workdir))
 
 
@@ -160,7 +160,10 @@ def test_a_cell_that_fails_ends_the_experiment_with_its_place(tmp_path, capfd):
         ({"logs": {"a": Log(SimulatedLog(), runs=("bas",))}}, "known run, got 'bas'; did you mean 'base'"),
         ({"tuning_log": "b", "runs": {"base": [Config()] * 2}}, "known tuning_log, got 'b'"),
         ({"tables": {"t": Table("", ["base"], ["a S"], {})}}, "known log of a table, got 'a S'"),
-        ({"runs": {"base": [Config()]}, "logs": {"a": Log(SimulatedLog(rows=2048), {"S": 1024, "L": 2048})}}, "one epoch"),
+        (
+            {"runs": {"base": [Config()]}, "logs": {"a": Log(SimulatedLog(rows=2048), {"S": 1024, "L": 2048})}},
+            "one epoch",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(changes, message):

@@ -79,13 +79,25 @@ def test_runs_of_two_logs_need_one_that_is_named(runs):
     check_runs([runs[0], longer], same_log=False)
 
 
-def test_runs_whose_levels_are_made_of_other_labels_are_refused(runs):
+def test_runs_whose_levels_are_made_of_other_labels_are_refused(runs, data):
     levels = (*runs[1].schema.levels[:-1], dataclasses.replace(runs[1].schema.levels[-1], any_of=("click",)))
     other = dataclasses.replace(runs[1], schema=dataclasses.replace(runs[1].schema, levels=levels))
     with pytest.raises(
-        ConfigError, match="expected runs of one log, but the levels of .*esmm .* report them one by one"
+        ConfigError, match="expected runs of one log, but the levels of .*esmm .* evaluate them one by one"
     ):
-        check_runs([runs[0], other], same_log=False)
+        gather([runs[0], other], data.split("test"), "test", ())
+
+
+def test_runs_that_group_rows_by_other_columns_are_refused(runs, data):
+    columns = tuple(
+        dataclasses.replace(column, role="feature") if column.role == "group" else column
+        for column in runs[1].schema.columns
+    )
+    other = dataclasses.replace(runs[1], schema=dataclasses.replace(runs[1].schema, columns=columns))
+    with pytest.raises(
+        ConfigError, match="the group column of .*esmm is None and that of .*hm3 user_id; evaluate them one"
+    ):
+        gather([runs[0], other], data.split("test"), "test", ())
 
 
 def test_a_run_without_a_checkpoint_is_refused(runs, data, tmp_path):
