@@ -41,6 +41,7 @@ setup(
         ],
         "experiment": [
             "scipy>=1.11,<2",  # Student's t
+            "matplotlib>=3.8,<4",  # its plots
         ],
         "dev": [
             "pytest>=8,<10",  # tests

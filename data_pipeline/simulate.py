@@ -110,7 +110,7 @@ class SimulatedLog:
         """Yields chunks of 65,536 rows and the rest, in order.
 
         Yields:
-          {column of the schema: int64, float32 or str [rows]}; "" is missing. `history` is (ids int64 [total],
+          {column of the schema: int64, float32 or bytes [rows]}; b"" is missing. `history` is (ids int64 [total],
           lengths int64 [rows]). `truth_do_*` are the outcomes had the row been clicked, 0 or 1 like the labels.
         """
         return map(self._chunk, range(-(-self.rows // CHUNK_ROWS)))
@@ -147,7 +147,7 @@ class _Entities:
         return np.searchsorted(self.cdf[:-1], uniforms, side="right")
 
     def texts(self, index: ndarray) -> dict[str, ndarray]:
-        names = {name: [f"{name}_{code}" for code in range(codes.max() + 1)] for name, codes in self.codes.items()}
+        names = {name: [f"{name}_{code}".encode() for code in range(codes.max() + 1)] for name, codes in self.codes.items()}
         return {name: np.array(names[name])[codes[index]] for name, codes in self.codes.items()}
 
 
@@ -198,7 +198,7 @@ class _Population:
         rng, users, items = shown.rng, shown.users, shown.items
         result = {"user_id": self.users.ids[users], "item_id": self.items.ids[items]}
         result |= self.users.texts(users) | self.items.texts(items)
-        result["brand"][rng.random(CHUNK_ROWS) < MISSING_BRAND] = ""
+        result["brand"][rng.random(CHUNK_ROWS) < MISSING_BRAND] = b""
         result["price"] = np.exp(3.5 + 0.8 * self.log_price[items]).astype(np.float32)
         starts = np.repeat(rng.integers(LIKED - HISTORY + 1, size=CHUNK_SLATES), POSITIONS)
         lengths = np.repeat(rng.integers(HISTORY + 1, size=CHUNK_SLATES), POSITIONS)
@@ -229,14 +229,16 @@ def _head(value: ndarray | tuple[ndarray, ndarray], rows: int) -> ndarray | tupl
 
 
 def _truths(law: Law, shown: _Impressions) -> dict[str, ndarray]:
-    """Returns the truth columns {name: float32 [rows]}: the probabilities of all that the features and the row's noise leave open.
+    """Returns the truth columns {name: float32 [rows]}: probabilities given the features and the row's noise.
 
-    What an unobserved intent adds is averaged over it: for `pcvr` as if every impression were clicked; for `pcvr_given_click` and
-    the edges among the clicked ones, of whom more have a high intent.
+    What an unobserved intent adds is averaged over it: for `pcvr` as if every impression were clicked; for `pcvr_given_click`
+    and the edges among the clicked ones, of whom more have a high intent.
     """
     nodes, weights = law.world.intents
     loadings = np.array(law.world.intent)[:, np.newaxis]
-    pctr, pcvr, reached, bought = 0.0, 0.0, 0.0, 0.0
+    rows = shown.utilities.shape[1]
+    pctr, pcvr = np.zeros(rows), np.zeros(rows)
+    reached, bought = np.zeros((2, 2, rows)), np.zeros((2, 2, rows))
     for node, weight in zip(nodes, weights):
         behavior = law.behavior(shown.utilities + loadings * (node - shown.intent))
         levels = behavior.levels * (weight * behavior.click)

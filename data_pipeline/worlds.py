@@ -1,8 +1,8 @@
 """The worlds of the simulator: how a click, micro and macro behaviors and a purchase come about, and at which rates.
 
-Given a click, a world is a chain: a first level, a second one that the first tells something about, and the purchase, which the
-second tells something about. In `graph_true` the chain is HM3's (Figure 1(b)): micro, macro, purchase. Chains answer with tables
-[2, 2, rows] over (d_mi, d_ma), so that what follows from a world does not depend on the order its chain has.
+Given a click, a world is a chain: a first level, a second one that the first tells something about, and the purchase, which
+the second tells something about. In `graph_true` the chain is HM3's (Figure 1(b)): micro, macro, purchase. Chains answer with
+tables [2, 2, rows] over (d_mi, d_ma), so that what follows from a world does not depend on the order its chain has.
 """
 
 import dataclasses
@@ -212,8 +212,9 @@ class Law:
         click = sigmoid(utilities[CLICK] + self.click_intercept)
         if len(tables) == 1:
             return Behavior(click, *tables[0][1:])
-        levels = sum(share * table for share, table, _ in tables)
-        return Behavior(click, levels, sum(share * table * purchase for share, table, purchase in tables) / levels)
+        levels = np.stack([share * table for share, table, _ in tables]).sum(axis=0)
+        bought = np.stack([share * table * purchase for share, table, purchase in tables]).sum(axis=0)
+        return Behavior(click, levels, bought / levels)
 
     @staticmethod
     def _by_level(chain: Chain, utilities: ndarray) -> tuple[ndarray, ndarray]:

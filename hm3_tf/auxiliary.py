@@ -1,7 +1,7 @@
 """AUX: more labels without a behavior graph, the control that tells the two apart.
 
-ESMM with a head for each other level of the log: the labels, embeddings and entire-space losses of HM3, but no head's output enters
-another's probability. What HM3 gains over ESMM and AUX gains too comes from the labels; the rest comes from the graph.
+ESMM with a head for each other level of the log: the labels, embeddings and entire-space losses of HM3, but no head's output
+enters another's probability. What HM3 gains over ESMM and AUX gains too comes from the labels; the rest comes from the graph.
 """
 
 from collections.abc import Mapping

@@ -217,28 +217,32 @@ def _define_experiment(values: flags.FlagValues, _arguments: Sequence[str]) -> N
     flags.DEFINE_integer(
         "processes", 2, "Logs at a time, each in a process on one thread.", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_multi_string("table", None, "Table of the plan to print; default all.", flag_values=values)
-    _string(values, "output", None, "Markdown document whose blocks of the tables' names are to be written.")
+    flags.DEFINE_multi_string("part", None, "Table or plot of the plan to show; default all.", flag_values=values)
+    _string(
+        values, "output", None, "Markdown document whose blocks of these names are to be written; plots go to images/."
+    )
 
 
 def _experiment(values: flags.FlagValues) -> None:
     try:
-        from hm3_tf.experiment.document import write_blocks
+        from hm3_tf.experiment.document import write_document
         from hm3_tf.experiment.plan import load_plan
         from hm3_tf.experiment.runner import run_plan
     except ModuleNotFoundError as error:
-        _explain_extra("experiment", ("scipy",), error)
+        _explain_extra("experiment", ("scipy", "matplotlib"), error)
         raise
     plan = load_plan(values.plan)
-    names = values.table or list(plan.tables)
-    for name in names:
-        if name not in plan.tables:
-            raise UsageError(f"--table: expected a table of the plan, got {name!r}; {did_you_mean(name, plan.tables)}")
+    known = {**plan.tables, **plan.plots}
+    parts = values.part or list(known)
+    for name in parts:
+        if name not in known:
+            raise UsageError(f"--part: expected a table or plot of the plan, got {name!r}; {did_you_mean(name, known)}")
     results = run_plan(plan, values.workdir, values.processes)
-    blocks = {name: plan.tables[name].markdown(results) for name in names}
+    tables = {name: plan.tables[name].markdown(results) for name in parts if name in plan.tables}
     if values.output:
-        write_blocks(values.output, blocks)
-    print("\n".join(blocks.values()))
+        plots = {name: plan.plots[name].plot(name, results) for name in parts if name in plan.plots}
+        write_document(values.output, tables, plots)
+    print("\n".join(tables.values()))
 
 
 def _explain_extra(extra: str, packages: Sequence[str], error: ModuleNotFoundError) -> None:

@@ -1,7 +1,7 @@
 """A cell of an experiment: one log of one seed, and the runs on it, in a process of its own.
 
-All runs of a cell see the same batches in the same order, which are read once. A pass over the log is measured where the volumes
-of the plan are reached, so that the model of a volume is that of one pass over its rows.
+All runs of a cell see the same batches in the same order, which are read once. A pass over the log is measured where the
+volumes of the plan are reached, so that the model of a volume is that of one pass over its rows.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import tf_keras as keras
 from data_pipeline import storage
 from data_pipeline.convert import convert, threshold_rule
 from data_pipeline.folder import SCHEMA_FILE, DataFolder
+from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader
 from data_pipeline.schema import Schema
 from data_pipeline.simulate import POSITIONS, SimulatedLog
@@ -135,15 +136,24 @@ class Batches:
         self.statistics = data.statistics()["train"]
         self.volumes = cell.volumes
         self._splits = {"train": data.split("train"), "test": data.split(cell.split)}
-        self._labels = {
-            "merged_levels": {level: parts for method in methods for level, parts in method.merged_levels.items()},
-            "split_levels": tuple(dict.fromkeys(level for method in methods for level in method.split_levels)),
-        }
+        self._merged = {level: parts for method in methods for level, parts in method.merged_levels.items()}
+        self._split = tuple(dict.fromkeys(level for method in methods for level in method.split_levels))
         self._cached: dict[tuple, Any] = {}
 
     def features(self, config: Config) -> tuple[Feature, ...]:
         """Returns the features of a config."""
         return model_features(config, self.schema, self.statistics)
+
+    def _reader(self, index: SplitIndex, config: Config, **options: Any) -> Reader:
+        return Reader(
+            index,
+            self.schema,
+            self.features(config),
+            self._merged,
+            split_levels=self._split,
+            nesting=config.data.nesting,
+            **options,
+        )
 
     def epoch(self, config: Config, epoch: int) -> Iterator[tuple[str, tf.data.Dataset]]:
         """Yields, for each volume, the batches from the volume before it on, rows of an epoch of a run."""
@@ -152,7 +162,7 @@ class Batches:
             key = (features, training.global_batch_size, dataclasses.astuple(config.data), epoch, volume)
             if key not in self._cached:
                 index = self._splits["train"].part(start, stop)
-                reader = Reader(index, self.schema, features, nesting=config.data.nesting, **self._labels)
+                reader = self._reader(index, config)
                 window = config.data.shuffle_rows
                 dataset = reader.training_dataset(
                     training.global_batch_size, seed=training.seed, epoch=epoch, window_rows=window
@@ -172,15 +182,7 @@ class Batches:
         if key not in self._cached:
             wanted = (*TRUTHS, *SLATES, *(f"truth_{name}" for name in EDGE_TRUTHS.values()), group_column(self.schema))
             carry = tuple(column.name for column in self.schema.columns if column.name in wanted)
-            reader = Reader(
-                self._splits["test"],
-                self.schema,
-                features,
-                nesting=config.data.nesting,
-                sample_weights=False,
-                carry=carry,
-                **self._labels,
-            )
+            reader = self._reader(self._splits["test"], config, sample_weights=False, carry=carry)
             batches = list(reader.ordered_dataset(_TEST_BATCH))
             real = np.concatenate([weights for _, _, weights, _ in batches]) > 0
             rows = joined({"labels": labels, "columns": columns} for _, labels, _, columns in batches)

@@ -1,10 +1,29 @@
 """Blocks of a Markdown document that an experiment writes; the text around them is a person's."""
 
+import os
 import re
 from collections.abc import Mapping
 
 from data_pipeline import storage
 from hm3_tf.errors import DataError
+from hm3_tf.report.svg import Plot
+
+
+def write_document(path: str, tables: Mapping[str, str], plots: Mapping[str, Plot]) -> None:
+    """Writes tables, and plots as `images/<name>.svg` beside the document, into its blocks.
+
+    Args:
+      path: The document.
+      tables: {name: Markdown}.
+      plots: {name: plot}.
+
+    Raises:
+      DataError: As `write_blocks`.
+    """
+    images = {name: f"![{plot.title}. {plot.words}](images/{name}.svg)\n" for name, plot in plots.items()}
+    write_blocks(path, {**tables, **images})
+    for name, plot in plots.items():
+        storage.write_text(os.path.join(os.path.dirname(path), "images", f"{name}.svg"), plot.svg)
 
 
 def write_blocks(path: str, blocks: Mapping[str, str]) -> None:
@@ -19,8 +38,9 @@ def write_blocks(path: str, blocks: Mapping[str, str]) -> None:
     """
     text = storage.read_text(path, "name the document whose blocks are to be written")
     for name, block in blocks.items():
-        pattern = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)"
-        text, count = re.subn(pattern, lambda found, block=block: f"{found[1]}{block}{found[2]}", text, flags=re.DOTALL)
+        parts = re.split(rf"(?<=<!-- {re.escape(name)} -->\n).*?(?=<!-- /{re.escape(name)} -->)", text, flags=re.DOTALL)
+        count = len(parts) - 1
+        text = block.join(parts)
         if count != 1:
             raise DataError(
                 f"{path}: expected one block between <!-- {name} --> and <!-- /{name} -->, found {count}; write the two lines "

@@ -1,8 +1,8 @@
 """What is measured of a model on a split: AUCs against labels and, on a simulated log, against the true probabilities.
 
-Labels of rare events are noise: of two models that differ by 0.002 in the AUC of CVR, the labels of 300,000 impressions cannot tell
-which is better. On a simulated log every pair of rows has a probability of being a positive and a negative, so an AUC can be
-taken in expectation over the labels: the soft AUC. It is of the same scale, and its noise is that of training alone.
+Labels of rare events are noise: of two models that differ by 0.002 in the AUC of CVR, the labels of 300,000 impressions cannot
+tell which is better. On a simulated log every pair of rows has a probability of being a positive and a negative, so an AUC can
+be taken in expectation over the labels: the soft AUC. It is of the same scale, and its noise is that of training alone.
 """
 
 import dataclasses
@@ -59,8 +59,8 @@ class Scored:
 def auc(scores: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:
     """Returns the share of the pairs of a positive and a negative in which the positive has the higher score.
 
-    A row can be part of either: with labels the two are 1 and 0 or 0 and 1; with the probabilities p and 1 - p it is the soft AUC,
-    sum of p_i (1 - p_j) over the pairs in order. Ties count half.
+    A row can be part of either: with labels the two are 1 and 0 or 0 and 1; with the probabilities p and 1 - p it is the soft
+    AUC, sum of p_i (1 - p_j) over the pairs in order. Ties count half.
 
     >>> round(auc(np.array([0.0, 1.0]), np.array([0.1, 0.5]), np.array([0.9, 0.5])), 4)
     0.7167
@@ -149,13 +149,13 @@ def truth_measures(scored: Scored) -> dict[str, float]:
     differs where something unobserved drives both the click and the purchase.
 
     Returns:
-      `soft_auc.<x>` and `regret.<x>` (soft AUC of the truth less it) for x of `pctr`, `pctcvr`, `pcvr` (on clicked rows), `pcvr_all`
-      and `pcvr_unclicked`; `counterfactual_auc.<x>` of the latter two against labels drawn as if clicked; `bias.clicked` and
-      `bias.unclicked`, mean of predicted less true pcvr; `pcoc.<rows>`, predicted over true pcvr, and `log_loss.<rows>`, in
-      expectation over labels.
+      `soft_auc.<x>` and `regret.<x>` (soft AUC of the truth less it) for x of `pctr`, `pctcvr`, `pcvr` (on clicked rows),
+      `pcvr_all` and `pcvr_unclicked`; `counterfactual_auc.<x>` of the latter two against labels drawn as if clicked;
+      `bias.clicked` and `bias.unclicked`, mean of predicted less true pcvr; `pcoc.<rows>`, predicted over true pcvr, and
+      `log_loss.<rows>`, in expectation over labels.
     """
     pctr, pcvr, given_click = (scored.truth(name) for name in ("pctr", "pcvr", "pcvr_given_click"))
-    cases = {
+    cases: dict[str, tuple[str, np.ndarray, np.ndarray | float]] = {
         "pctr": ("pctr", pctr, 1.0),
         "pctcvr": ("pctcvr", scored.truth("pctcvr"), 1.0),
         "pcvr": ("pcvr", given_click, pctr),
@@ -168,7 +168,7 @@ def truth_measures(scored: Scored) -> dict[str, float]:
         result[f"regret.{name}"] = soft_auc(truth, truth, weights) - value
     predicted, odds = scored.probability("pcvr"), scored.log_odds["pcvr"]
     would_buy = scored.columns["truth_do_purchase"] > 0
-    for name, rows in {"all": slice(None), "unclicked": ~scored.click}.items():
+    for name, rows in {"all": np.ones_like(scored.click), "unclicked": ~scored.click}.items():
         result[f"counterfactual_auc.pcvr_{name}"] = auc(odds[rows], would_buy[rows], ~would_buy[rows])
     for name, rows, truth in (("clicked", scored.click, given_click), ("unclicked", ~scored.click, pcvr)):
         result[f"bias.{name}"] = float(np.mean(predicted[rows] - truth[rows]))
@@ -181,8 +181,8 @@ def edge_measures(scored: Scored) -> dict[str, float]:
     """Returns how well each tower of HM3 says the probability of its edge, where the log has the truth of it.
 
     Returns:
-      `slope.<edge>`: the factor that the tower's log-odds need (with a shift) to predict the edge best on the rows that reach it;
-      1 where the edge is known, anything where it is not identified. Empty for methods with other edges.
+      `slope.<edge>`: the factor that the tower's log-odds need (with a shift) to predict the edge best on the rows that reach
+      it; 1 where the edge is known, anything where it is not identified. Empty for methods with other edges.
     """
     if not all(edge in scored.edges and f"truth_{name}" in scored.columns for edge, name in EDGE_TRUTHS.items()):
         return {}

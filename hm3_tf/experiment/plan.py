@@ -9,7 +9,8 @@ from data_pipeline.records import BLOCK_ROWS
 from data_pipeline.simulate import SimulatedLog
 from hm3_tf.config import Config, checked
 from hm3_tf.errors import ConfigError, UsageError, did_you_mean
-from hm3_tf.experiment.tables import Table
+from hm3_tf.experiment.plots import Lines
+from hm3_tf.experiment.tables import Steps, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +18,10 @@ class Log:
     """A log of a plan.
 
     Attributes:
-      source: A simulated log, whose seed is replaced by each of the plan's and whose rows are those of training; or a data folder,
-        of which a seed changes the training only.
-      volumes: {name: rows of training, whole blocks of 1,024, after which a run is measured}, ascending to all of them; empty for
-        all at once. Tables know the log of a volume as `<log> <volume>`.
+      source: A simulated log, whose seed is replaced by each of the plan's and whose rows are those of training; or a data
+        folder, of which a seed changes the training only.
+      volumes: {name: rows of training, whole blocks of 1,024, after which a run is measured}, ascending to all of them; empty
+        for all at once. Tables know the log of a volume as `<log> <volume>`.
       runs: Names of the runs on it; empty for all of the plan.
 
     Raises:
@@ -36,8 +37,8 @@ class Log:
         rows = self.source.rows if isinstance(self.source, SimulatedLog) else None
         if sizes and (sizes != sorted(set(sizes)) or sizes[-1] != rows or any(size % BLOCK_ROWS for size in sizes)):
             raise ConfigError(
-                f"plan: expected volumes of multiples of {BLOCK_ROWS:,} rows that ascend to the {rows} rows of a simulated log, "
-                f"got {dict(self.volumes)}"
+                f"plan: expected volumes of multiples of {BLOCK_ROWS:,} rows that ascend to the {rows} rows of a simulated "
+                f"log, got {dict(self.volumes)}"
             )
 
     @property
@@ -70,6 +71,7 @@ class Plan:
         or on the validation split of a data folder.
       tuning_seeds: Number of seeds to choose by.
       tables: {name: table}.
+      plots: {name: plot}, whose names are other ones.
 
     Raises:
       ConfigError: A name is unknown, a config is wrong or a number is too small.
@@ -81,7 +83,8 @@ class Plan:
     test_rows: int = 300_000
     tuning_log: str = ""
     tuning_seeds: int = 2
-    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, Table | Steps] = dataclasses.field(default_factory=dict)
+    plots: Mapping[str, Lines] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in (("seeds", 1), ("test_rows", 1), ("tuning_seeds", 1)):
@@ -100,10 +103,10 @@ class Plan:
                 )
         if self.is_tuned:
             self._require_known([self.tuning_log], self.logs, "tuning_log")
-        for table in self.tables.values():
-            self._require_known(table.runs, self.runs, "run of a table")
-            names = {name for log, settings in self.logs.items() for name in settings.names(log)}
-            self._require_known(table.logs, dict.fromkeys(names), "log of a table")
+        names = dict.fromkeys(name for log, settings in self.logs.items() for name in settings.names(log))
+        for part in (*self.tables.values(), *self.plots.values()):
+            self._require_known(part.runs, self.runs, "run of a table or plot")
+            self._require_known(tuple(part.logs), names, "log of a table or plot")
 
     @staticmethod
     def _require_known(names: Sequence[str], known: Mapping[str, object], what: str) -> None:

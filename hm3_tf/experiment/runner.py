@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 
+import numpy as np
+
 from data_pipeline import storage
 from data_pipeline.simulate import SimulatedLog
 from hm3_tf.config import Config, from_json
@@ -89,11 +91,8 @@ def _tune(plan: Plan, workdir: str, processes: int) -> dict[str, int]:
     _run(list(cells.values()), processes, "tuning")
     results = _read(cells)
     values = {name: results.mean(name, "tuning", ("pcvr.auc", "pctr.auc")) for name in candidates}
-    chosen = {
-        run: max(range(len(configs)), key=lambda i, run=run: values[f"{run}.{i}"])
-        for run, configs in plan.runs.items()
-        if len(configs) > 1
-    }
+    tuned = {run: len(configs) for run, configs in plan.runs.items() if len(configs) > 1}
+    chosen = {run: int(np.argmax([values[f"{run}.{i}"] for i in range(count)])) for run, count in tuned.items()}
     storage.write_text(
         os.path.join(workdir, "tuning.json"), json.dumps({"chosen": chosen, "auc_of_cvr_and_ctr": values}, indent=1)
     )
@@ -112,7 +111,7 @@ def _run(cells: Sequence[Cell], processes: int, title: str) -> None:
         while waiting or working:
             while waiting and len(working) < processes:
                 cell = waiting.pop(0)
-                process = multiprocessing.get_context("spawn").Process(target=run_cell, args=(cell,))
+                process: BaseProcess = multiprocessing.get_context("spawn").Process(target=run_cell, args=(cell,))
                 process.start()
                 working[process] = cell
             multiprocessing.connection.wait([process.sentinel for process in working], _LOOK_SECONDS)
