@@ -147,7 +147,9 @@ class _Entities:
         return np.searchsorted(self.cdf[:-1], uniforms, side="right")
 
     def texts(self, index: ndarray) -> dict[str, ndarray]:
-        names = {name: [f"{name}_{code}".encode() for code in range(codes.max() + 1)] for name, codes in self.codes.items()}
+        names = {
+            name: [f"{name}_{code}".encode() for code in range(codes.max() + 1)] for name, codes in self.codes.items()
+        }
         return {name: np.array(names[name])[codes[index]] for name, codes in self.codes.items()}
 
 

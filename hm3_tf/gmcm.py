@@ -121,12 +121,14 @@ class MicroGraph(keras.layers.Layer):
           (float [batch, 64], the mean over the nodes after the convolutions; {behavior: float32 logit [batch]}, each of its own
           node before them).
         """
-        nodes = tf.nn.relu(tf.einsum("bi,niw->bnw", inputs, self._kernel) + self._bias)
-        logits = tf.cast(tf.einsum("bnw,nwo->bn", nodes, self._logit_kernel), tf.float32) + self._start
+        # Nodes come first, so that each convolution is two plain products: einsum takes three times as long.
+        nodes = tf.nn.relu(tf.matmul(inputs[tf.newaxis], self._kernel) + self._bias[:, tf.newaxis])
+        logits = tf.cast(tf.matmul(nodes, self._logit_kernel)[..., 0], tf.float32) + self._start[:, tf.newaxis]
         links = tf.cast(self._adjacency, nodes.dtype)
         for kernel in self._convolutions:
-            nodes = tf.nn.relu(tf.einsum("mn,bnw,wv->bmv", links, nodes, kernel))
-        return tf.reduce_mean(nodes, axis=1), dict(zip(self._base_rates, tf.unstack(logits, axis=1)))
+            met = tf.matmul(links, tf.reshape(nodes, (len(self._base_rates), -1)))
+            nodes = tf.nn.relu(tf.reshape(tf.matmul(tf.reshape(met, (-1, _NODE_WIDTH)), kernel), tf.shape(nodes)))
+        return tf.reduce_mean(nodes, axis=0), dict(zip(self._base_rates, tf.unstack(logits)))
 
 
 def micro_graph_towers(blueprint: Blueprint) -> dict[str, tf.Tensor]:

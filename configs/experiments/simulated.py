@@ -7,10 +7,10 @@ docs/experiments.md says what comes of it, docs/adr/0033-experiments.md why it i
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from data_pipeline.simulate import SimulatedLog
-from data_pipeline.worlds import WORLDS
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.experiment.plan import Log, Plan
 from hm3_tf.experiment.plots import Lines
@@ -20,9 +20,9 @@ from hm3_tf.methods import METHODS
 FEATURES = ("user_id", "item_id", "city", "age", "gender", "power", "category", "brand", "shop", "price")
 TOWERS = (32, 16)
 WIDER = (80, 32)  # two towers of these have as many weights as six of the others
-LEARNING_RATES = (1e-3, 2e-3, 4e-3)  # of the same budget for each run
-BLOCK = 1_024
-VOLUMES = {"S": 488 * BLOCK, "M": 1_465 * BLOCK, "L": 3_174 * BLOCK}  # 0.5, 1.5 and 3.25 million rows, as 1 : 3 : 6.5
+LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)  # tried for each run
+BATCH = 2_048
+VOLUMES = {"S": 244 * BATCH, "M": 732 * BATCH, "L": 1_587 * BATCH}  # 0.5, 1.5 and 3.25 million rows, as 1 : 3 : 6.5
 NAMES = {
     "base": "BASE",
     "esmm": "ESMM",
@@ -57,7 +57,13 @@ LABELS = {"CVR": "pcvr.auc", "CTCVR": "pctcvr.auc"}
 RANKED = {"ranked_0.cvr": "CVR", "ranked_0.purchases": "purchases", "ranked_1.gmv": "GMV ranked by pctcvr x price"}
 
 
-def configs(method: str, towers: Sequence[int] = TOWERS, loss_weight: float = 1.0, edge: float = 0.0) -> list[Config]:
+def configs(
+    method: str,
+    towers: Sequence[int] = TOWERS,
+    loss_weight: float = 1.0,
+    edge: float = 0.0,
+    features: Sequence[str] = FEATURES,
+) -> list[Config]:
     """Returns a config for each learning rate.
 
     Args:
@@ -65,10 +71,11 @@ def configs(method: str, towers: Sequence[int] = TOWERS, loss_weight: float = 1.
       towers: Units of each tower.
       loss_weight: Of each level after the click.
       edge: Weight of the full-path likelihood.
+      features: Columns that are read.
     """
     weights = dict.fromkeys(METHODS[method].levels[1:], loss_weight) if loss_weight != 1 else {}
-    model = ModelConfig(method, tower_units=tuple(towers), dropout=0.0, embedding_dim=8, features=FEATURES)
-    training = TrainingConfig(global_batch_size=BLOCK, epochs=1, loss_weights=weights, edge_loss_weight=edge)
+    model = ModelConfig(method, tower_units=tuple(towers), dropout=0.0, embedding_dim=8, features=tuple(features))
+    training = TrainingConfig(global_batch_size=BATCH, epochs=1, loss_weights=weights, edge_loss_weight=edge)
     return [
         Config(model, training=dataclasses.replace(training, learning_rate=learning_rate))
         for learning_rate in LEARNING_RATES
@@ -83,6 +90,11 @@ def post_click(run: str) -> str:
 def edge(run: str) -> str:
     """Returns the name of a run with a full-path likelihood of weight 1."""
     return f"{run}, edge 1"
+
+
+def placed(run: str) -> str:
+    """Returns the name of a run of which the position is a feature."""
+    return f"{run}, with position"
 
 
 def variants() -> dict[str, list[Config]]:
@@ -108,7 +120,7 @@ def steps(figures: Mapping[str, Sequence[float]]) -> dict[str, str]:
     ordered = list(figures.items())
     return {
         name: ", ".join(f"{size} {value - last:+.4f}" for size, value, last in zip(VOLUMES, values, before))
-        for (_, before), (name, values) in zip(ordered, ordered[1:])
+        for (_, before), (name, values) in itertools.pairwise(ordered)
     }
 
 
@@ -177,6 +189,8 @@ def paper() -> Plan:
 
 
 _EDGES = ("d_mi_given_click", "d_ma_given_d_mi", "d_ma_given_no_d_mi", "purchase_given_d_ma", "purchase_given_no_d_ma")
+DISTINCT = ("micro_direct", "reversed", "mixed_order", "latent_intent", "null_micro", "non_nested")
+POSITION = ("position_none", "position_strong")
 SELECTION = {f"selection{rho:+.2f}": f"{rho:+.2f}" for rho in (-0.5, -0.25, 0.0, 0.25, 0.5)}
 
 
@@ -185,21 +199,41 @@ def worlds() -> Plan:
     runs = {name: configs(method) for method, name in NAMES.items()} | {"AUX": configs("aux")}
     runs |= {edge(NAMES[method]): configs(method, edge=1.0) for method in CHAINS}
     runs |= {name: configs(method) for method, name in MODERN.items()}
-    logs = {world: Log(SimulatedLog(world, rows=VOLUMES["S"])) for world in WORLDS}
-    every = [world for world in WORLDS if world not in SELECTION and not world.startswith("graph_true_")]
+    every, selected = (
+        tuple(runs),
+        ("BASE", "ESMM", "HM3", edge("HM3"), *(run for run in MODERN.values() if run != "AITM")),
+    )
+    runs |= {
+        placed("BASE"): configs("base", features=(*FEATURES, "position")),
+        placed(edge("HM3")): configs("hm3", edge=1.0, features=(*FEATURES, "position")),
+    }
+    at_positions = ("BASE", "ESMM", "HM3", edge("HM3"), placed("BASE"), placed(edge("HM3")))
+    chosen = {
+        "graph_true": tuple(runs),
+        **dict.fromkeys(DISTINCT, every),
+        **dict.fromkeys(SELECTION, selected),
+        **dict.fromkeys(POSITION, at_positions),
+    }
+    logs = {world: Log(SimulatedLog(world, rows=VOLUMES["S"]), runs=chosen[world]) for world in chosen}
     tables: dict[str, Table | Steps] = {
-        f"worlds_{target.lower()}": Table(f"{target} AUC by world.", list(runs), every, {SOFT[target]: target}, "BASE")
+        f"worlds_{target.lower()}": Table(
+            f"{target} AUC by world.", every, ("graph_true", *DISTINCT), {SOFT[target]: target}, "BASE"
+        )
         for target in SOFT
     }
     tables["worlds_micro"] = Steps(
         "CVR AUC, what labels of micro behaviors add.",
         [("ESM2+Mi", "ESM2"), ("HM3", "ESM2"), (edge("ESM2+Mi"), edge("ESM2")), (edge("HM3"), edge("ESM2")),
          ("HM3", "HM3-R"), (edge("HM3"), edge("HM3-R"))],
-        [world for world in every if not world.startswith("position")], {SOFT["CVR"]: "CVR"},
+        ("graph_true", *DISTINCT), {SOFT["CVR"]: "CVR"},
     )  # fmt: skip
     bias = {"bias.unclicked": "bias", "soft_auc.pcvr_unclicked": "AUC"}
     tables["worlds_unclicked"] = Table("P(purchase if clicked) of unclicked impressions: mean of predicted less true, and AUC.",
-                                       list(runs), ["graph_true", "latent_intent"], bias)  # fmt: skip
+                                       every, ["graph_true", "latent_intent"], bias)  # fmt: skip
+    tables["worlds_position"] = Table(
+        "CVR AUC by the effect of the position, which is a feature of two runs.", at_positions,
+        ["position_none", "graph_true", "position_strong"], {SOFT["CVR"]: "CVR"}, "BASE",
+    )  # fmt: skip
     plots = {
         "selection_bias": Lines(
             "Bias of pcvr on unclicked impressions", ["BASE", "ESMM", "HM3", edge("HM3"), "ESCM2-IPW", "DCMT"], SELECTION,

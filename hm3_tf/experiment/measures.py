@@ -24,6 +24,7 @@ EDGE_TRUTHS = {  # {edge of HM3: (column of its true probability, true probabili
     "purchase_given_d_ma": "y4",
     "purchase_given_no_d_ma": "y6",
 }
+_ROWS_A_ROW = 1e6  # in a fit to true probabilities, so that its prior weighs nothing
 PRICE_POWERS = (0, 1)  # k of the ranking by pctcvr * price^k: 0 for purchases, 1 for their value
 
 
@@ -149,8 +150,9 @@ def truth_measures(scored: Scored) -> dict[str, float]:
     differs where something unobserved drives both the click and the purchase.
 
     Returns:
-      `soft_auc.<x>` and `regret.<x>` (soft AUC of the truth less it) for x of `pctr`, `pctcvr`, `pcvr` (on clicked rows),
-      `pcvr_all` and `pcvr_unclicked`; `counterfactual_auc.<x>` of the latter two against labels drawn as if clicked;
+      `soft_auc.<x>`, `bayes_auc.<x>` (that of the truth) and `regret.<x>` (the latter less the former) for x of `pctr`,
+      `pctcvr`, `pcvr` (on clicked rows), `pcvr_all` and `pcvr_unclicked`; `counterfactual_auc.<x>` of the last two against
+      labels drawn as if clicked;
       `bias.clicked` and `bias.unclicked`, mean of predicted less true pcvr; `pcoc.<rows>`, predicted over true pcvr, and
       `log_loss.<rows>`, in expectation over labels.
     """
@@ -165,7 +167,8 @@ def truth_measures(scored: Scored) -> dict[str, float]:
     result = {}
     for name, (target, truth, weights) in cases.items():
         result[f"soft_auc.{name}"] = value = soft_auc(scored.log_odds[target], truth, weights)
-        result[f"regret.{name}"] = soft_auc(truth, truth, weights) - value
+        result[f"bayes_auc.{name}"] = best = soft_auc(truth, truth, weights)
+        result[f"regret.{name}"] = best - value
     predicted, odds = scored.probability("pcvr"), scored.log_odds["pcvr"]
     would_buy = scored.columns["truth_do_purchase"] > 0
     for name, rows in {"all": np.ones_like(scored.click), "unclicked": ~scored.click}.items():
@@ -194,7 +197,7 @@ def edge_measures(scored: Scored) -> dict[str, float]:
         logit, truth = scored.edges[edge].astype(np.float64), scored.truth(name)
         bins = metrics.score_bins(np.stack([logit, np.zeros_like(logit)], axis=1), metrics.RESOLUTION)
         size = 2 * metrics.RANGE * metrics.RESOLUTION
-        counts = np.stack([np.bincount(bins, weights * p, size) for p in (1 - truth, truth)])
+        counts = _ROWS_A_ROW * np.stack([np.bincount(bins, weights * p, size) for p in (1 - truth, truth)])
         result[f"slope.{edge}"] = platt_line(counts)[0]
     return result
 
