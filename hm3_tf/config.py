@@ -67,7 +67,7 @@ class ModelConfig(_Section):
     """The network.
 
     Attributes:
-      method: base, esmm, esm2, esm2_mi, hm3, hm3_r, gmcm, escm2_ipw, escm2_dr, dcmt, aitm, hm3_ipw; with `graph` any name.
+      method: base, esmm, esm2, esm2_mi, hm3, hm3_r, gmcm, escm2_ipw, escm2_dr, dcmt, aitm, hm3_ipw, aux; with `graph` any name.
       graph: A behavior graph of one's own instead of the method's.
       tower_units: Widths of a tower's ReLU layers (ESM2: 512-256-128-32).
       dropout: Share of units dropped in training (ESM2: 0.5).

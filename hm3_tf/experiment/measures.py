@@ -64,7 +64,7 @@ def auc(scores: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> flo
     AUC, sum of p_i (1 - p_j) over the pairs in order. Ties count half.
 
     >>> round(auc(np.array([0.0, 1.0]), np.array([0.1, 0.5]), np.array([0.9, 0.5])), 4)
-    0.7167
+    0.7381
 
     Args:
       scores: float [rows].

@@ -1,5 +1,3 @@
-import re
-
 import pytest
 
 from hm3_tf import progress
@@ -37,7 +35,7 @@ def test_work_of_unknown_length_has_no_end_in_sight(clock, capsys):
     with Progress("convert", None) as rows:
         clock[0] += 20
         rows.advance(100)
-    assert re.fullmatch(r"convert: 100 rows, 5 a second\n", capsys.readouterr().err)
+    assert set(capsys.readouterr().err.splitlines()) == {"convert: 100 rows, 5 a second"}
 
 
 def test_work_that_failed_is_not_said_to_be_done(clock, capsys):

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,8 +7,9 @@ from scipy import stats
 
 from hm3_tf.errors import DataError
 from hm3_tf.experiment.document import write_blocks
+from hm3_tf.experiment.plots import Lines
 from hm3_tf.experiment.results import Results, estimate, write_csv
-from hm3_tf.experiment.tables import Table
+from hm3_tf.experiment.tables import Steps, Table
 
 AUCS = {"base": [0.80, 0.82, 0.81], "hm3": [0.81, 0.84, 0.82]}
 MEASURED = {(run, "log S", seed): {"auc": value} for run, values in AUCS.items() for seed, value in enumerate(values)}
@@ -71,6 +73,31 @@ def test_a_table_has_means_and_differences_and_marks_those_that_leave_out_zero(r
     ]
     told_apart = Results({key: {"auc": value["auc"] + (key[0] == "hm3")} for key, value in MEASURED.items()})
     assert "(**+1.013 [" in table.markdown(told_apart)
+
+
+def test_steps_are_the_differences_of_pairs(results):
+    steps = Steps("Order.", [("hm3", "base")], ["log S", "log M"], {"auc": "AUC"}, 3, {"hm3": "+0.008"})
+    difference = results.difference("hm3", "base", "log S", "auc")
+    cell = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    assert steps.runs == ("hm3", "base")
+    assert steps.markdown(results).splitlines() == [
+        "**Order.** Mean over 0 to 3 seeds, paired by seed, with 95 % intervals.",
+        "",
+        "| difference | AUC, log S | AUC, log M | the paper |",
+        "|---|---|---|---|",
+        f"| hm3 less base | {cell} |  | +0.008 |",
+    ]
+
+
+def test_lines_are_means_or_paired_differences(results):
+    lines = Lines("AUC", ["base", "hm3"], {"log S": "S", "log M": "M"}, "auc", "AUC", digits=2)
+    base, hm3 = (results.estimate(run, "log S", "auc") for run in ("base", "hm3"))
+    assert lines.plot("k", results).words == (
+        f"Means and 95 % intervals. base: S 0.81 ({base.low:.2f} to {base.high:.2f}); "
+        f"hm3: S 0.82 ({hm3.low:.2f} to {hm3.high:.2f}), M 0.90 (nan to nan)."
+    )
+    less = dataclasses.replace(lines, runs=["hm3"], baseline="base").plot("k", results)
+    assert less.words.startswith("Means and 95 % intervals. hm3: S 0.01 (")
 
 
 def test_blocks_of_a_document_are_replaced_and_nothing_else(tmp_path):

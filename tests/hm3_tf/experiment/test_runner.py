@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from xml.etree import ElementTree
 
 import pytest
 
@@ -20,6 +21,7 @@ PLAN = """
 from data_pipeline.simulate import SimulatedLog
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.experiment.plan import Log, Plan
+from hm3_tf.experiment.plots import Lines
 from hm3_tf.experiment.tables import Table
 
 FEATURES = ("user_id", "item_id", "brand", "price")
@@ -35,7 +37,10 @@ def get_plan(seeds="1"):
     runs = {"base": [config("base")], "hm3": [config("hm3", 1e-6), config("hm3")], "gmcm": [config("gmcm")]}
     logs = {"true": Log(log, {"S": 2048, "L": 4096}), "other": Log(log, runs=("base",))}
     table = Table("CVR.", ["base", "hm3"], ["true L"], {"soft_auc.pcvr": "soft AUC"}, "base")
-    return Plan(logs, runs, int(seeds), test_rows=4096, tuning_log="true", tuning_seeds=1, tables={"cvr": table})
+    plot = Lines("CVR by volume", ["base", "hm3"], {"true S": "S", "true L": "L"}, "soft_auc.pcvr", "AUC")
+    return Plan(
+        logs, runs, int(seeds), test_rows=4096, tuning_log="true", tuning_seeds=1, tables={"cvr": table}, plots={"lines": plot}
+    )
 """
 
 
@@ -116,18 +121,21 @@ def test_a_killed_experiment_goes_on_to_the_same_numbers(whole, plan_file, tmp_p
 def test_the_command_prints_and_writes_tables_of_what_is_there(whole, plan_file, tmp_path):
     workdir, _ = whole
     document = tmp_path / "doc.md"
-    document.write_text("<!-- cvr -->\n<!-- /cvr -->\n")
+    document.write_text("<!-- cvr -->\n<!-- /cvr -->\n<!-- lines -->\n<!-- /lines -->\n")
     done = subprocess.run(
         command(plan_file, workdir, f"--output={document}"), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "| hm3 | 0." in done.stdout and done.stdout.strip() in document.read_text()
+    assert "![CVR by volume. Means and 95 % intervals. base: S 0." in document.read_text()
+    svg = ElementTree.parse(tmp_path / "images" / "lines.svg").getroot()
+    assert {"base", "hm3", "AUC", "S", "L"} <= {text.strip() for text in svg.itertext()}
 
 
 def test_an_unknown_table_is_refused_before_anything_runs(plan_file, tmp_path):
-    done = subprocess.run(command(plan_file, tmp_path / "w", "--table=cv"), capture_output=True, text=True, check=False)
+    done = subprocess.run(command(plan_file, tmp_path / "w", "--part=cv"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "--table: expected a table of the plan, got 'cv'; did you mean 'cvr'" in done.stderr
+    assert "--part: expected a table or plot of the plan, got 'cv'; did you mean 'cvr'" in done.stderr
     assert not (tmp_path / "w").exists()
 
 
@@ -159,7 +167,7 @@ def test_a_cell_that_fails_ends_the_experiment_with_its_place(tmp_path, capfd):
         ({"runs": {"base": []}}, "expected a config for run 'base', got none"),
         ({"logs": {"a": Log(SimulatedLog(), runs=("bas",))}}, "known run, got 'bas'; did you mean 'base'"),
         ({"tuning_log": "b", "runs": {"base": [Config()] * 2}}, "known tuning_log, got 'b'"),
-        ({"tables": {"t": Table("", ["base"], ["a S"], {})}}, "known log of a table, got 'a S'"),
+        ({"tables": {"t": Table("", ["base"], ["a S"], {})}}, "known log of a table or plot, got 'a S'"),
         (
             {"runs": {"base": [Config()]}, "logs": {"a": Log(SimulatedLog(rows=2048), {"S": 1024, "L": 2048})}},
             "one epoch",
