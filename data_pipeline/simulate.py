@@ -104,7 +104,9 @@ class SimulatedLog:
         return _Population(np.random.default_rng([self.seed, 0, POPULATION]), self.users, self.items)
 
     def _impressions(self, index: int, stream: int) -> "_Impressions":
-        return self._population.impressions(np.random.default_rng([self.seed, index, stream]), self.world_settings)
+        rng = np.random.default_rng([self.seed, index, stream])
+        sharing = 1 if stream == CALIBRATION else POSITIONS  # of more intents the mean is closer to its expectation
+        return self._population.impressions(rng, self.world_settings, sharing)
 
     def batches(self) -> Iterator[dict[str, ndarray | tuple[ndarray, ndarray]]]:
         """Yields chunks of 65,536 rows and the rest, in order.
@@ -118,7 +120,8 @@ class SimulatedLog:
     def _chunk(self, index: int) -> dict[str, ndarray | tuple[ndarray, ndarray]]:
         shown = self._impressions(index, LOG)
         columns = self._population.features(shown)
-        columns |= _labels(shown.rng, self.law, shown.utilities) | _truths(self.law, shown)
+        columns |= _labels(shown.rng, self.law, shown.utilities)
+        columns |= true_probabilities(self.law, shown.utilities, shown.intent)
         columns["gmv"] = columns["price"] * columns["purchase"].astype(np.float32)
         row = np.arange(index * CHUNK_ROWS, (index + 1) * CHUNK_ROWS)
         columns |= {"day": row * DAYS // self.rows, "slate": row // POSITIONS, "position": row % POSITIONS}
@@ -182,8 +185,8 @@ class _Population:
         shown = np.argsort(-score, axis=1)[:, :POSITIONS]
         return users, np.take_along_axis(candidates, shown, 1), np.take_along_axis(affinity, shown[..., None], 1)
 
-    def impressions(self, rng: np.random.Generator, world: World) -> "_Impressions":
-        """Returns a chunk of impressions, drawn with `rng`."""
+    def impressions(self, rng: np.random.Generator, world: World, sharing: int) -> "_Impressions":
+        """Returns a chunk of impressions, drawn with `rng`, so many of which share an intent."""
         users, items, affinity = self._slates(rng)
         observed = affinity @ np.linalg.cholesky(np.array(world.correlations)).T
         noise = np.sqrt(1 - world.observed_r2) * rng.standard_normal(observed.shape)
@@ -191,7 +194,9 @@ class _Population:
         utilities[..., CLICK] -= world.position_effect * np.log1p(np.arange(POSITIONS))
         aversion = 1.5 - 0.25 * self.users.codes["power"][users]  # the five levels of power give 1.5 ... 0.5
         utilities[..., PURCHASE] -= world.price_sensitivity * aversion[:, None] * self.log_price[items]
-        intent = np.repeat(rng.standard_normal(CHUNK_SLATES), POSITIONS) if any(world.intent) else np.zeros(1)
+        intent = np.zeros(1)
+        if any(world.intent):
+            intent = np.repeat(rng.standard_normal(CHUNK_ROWS // sharing), sharing)
         utilities = utilities.reshape(CHUNK_ROWS, UTILITIES).T + np.outer(world.intent, intent)
         return _Impressions(rng, np.repeat(users, POSITIONS), items.ravel(), utilities, intent)
 
@@ -230,19 +235,27 @@ def _head(value: ndarray | tuple[ndarray, ndarray], rows: int) -> ndarray | tupl
     return (value[0][: value[1][:rows].sum()], value[1][:rows]) if isinstance(value, tuple) else value[:rows]
 
 
-def _truths(law: Law, shown: _Impressions) -> dict[str, ndarray]:
-    """Returns the truth columns {name: float32 [rows]}: probabilities given the features and the row's noise.
+def true_probabilities(law: Law, utilities: ndarray, intent: ndarray) -> dict[str, ndarray]:
+    """Returns the truth columns: probabilities given the features and the row's noise.
 
     What an unobserved intent adds is averaged over it: for `pcvr` as if every impression were clicked; for `pcvr_given_click`
     and the edges among the clicked ones, of whom more have a high intent.
+
+    Args:
+      law: The law of the world.
+      utilities: float [4, rows], the intent included.
+      intent: float [rows] (or [1], zero), which is taken off the utilities.
+
+    Returns:
+      {`truth_` and a name of `PROBABILITIES`: float32 [rows]}.
     """
     nodes, weights = law.world.intents
     loadings = np.array(law.world.intent)[:, np.newaxis]
-    rows = shown.utilities.shape[1]
+    rows = utilities.shape[1]
     pctr, pcvr = np.zeros(rows), np.zeros(rows)
     reached, bought = np.zeros((2, 2, rows)), np.zeros((2, 2, rows))
     for node, weight in zip(nodes, weights):
-        behavior = law.behavior(shown.utilities + loadings * (node - shown.intent))
+        behavior = law.behavior(utilities + loadings * (node - intent))
         levels = behavior.levels * (weight * behavior.click)
         pctr += weight * behavior.click
         pcvr += weight * (behavior.levels * behavior.purchase).sum(axis=(0, 1))

@@ -12,6 +12,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy import ndarray
 
+from hm3_tf.errors import ConfigError
+
 CLICK, MICRO, MACRO, PURCHASE = range(4)
 INTENT_NODES, INTENT_WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 INTENT_WEIGHTS = INTENT_WEIGHTS / INTENT_WEIGHTS.sum()
@@ -70,7 +72,10 @@ class World:
       macro_first: Share of the impressions in which macro comes before micro, which nothing shows.
       direct_odds: Factors on the odds of a purchase where the first level happened, given that the second one did and did not.
       intent: What the intent of a session (standard normal, one for a slate, never observed) adds to each utility.
-      stray: Share of the labels of micro, macro and purchase that stand on rows without a click.
+      stray: Share of the labels of micro, macro and purchase that stand on rows without a click, in [0, 1).
+
+    Raises:
+      ConfigError: A share is out of range, or the correlations are none.
     """
 
     scales: tuple[float, ...] = (0.8, 1.1, 1.1, 1.7)
@@ -83,6 +88,15 @@ class World:
     direct_odds: tuple[float, float] = (1.0, 1.0)
     intent: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     stray: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for name in ("observed_r2", "macro_first"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"simulation: expected {name} in [0, 1], got {getattr(self, name)}")
+        if not all(0 <= share < 1 for share in self.stray):
+            raise ConfigError(f"simulation: expected stray in [0, 1), got {self.stray}")
+        if np.linalg.eigvalsh(self.correlations)[0] <= 0:
+            raise ConfigError(f"simulation: expected a positive definite matrix, got correlations {self.correlations}")
 
     @property
     def intents(self) -> tuple[ndarray, ndarray]:

@@ -30,7 +30,7 @@ from hm3_tf.workdir import Workdir
 
 BATCH_ROWS = 2048  # the activations of all towers stay in a processor's cache
 _CHUNK_BATCHES = 32  # that are counted together
-_TRUTH = {"pctr": "truth_pctr", "pcvr": "truth_pcvr", "pctcvr": "truth_pctcvr"}
+_TRUTH = {"pctr": "truth_pctr", "pcvr": "truth_pcvr_given_click", "pctcvr": "truth_pctcvr"}
 
 
 def split_reader(run: Workdir, index: SplitIndex, *, labels: bool = True, **options: Any) -> Reader:
