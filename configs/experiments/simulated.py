@@ -1,7 +1,7 @@
 """The paper's comparison (its Tables 3, 4 and 5), and other worlds, on simulated logs whose truth is known.
 
-hm3 experiment --plan=configs/experiments/simulated.py:paper --workdir=experiments/paper --output=docs/experiments.md
-hm3 experiment --plan=configs/experiments/simulated.py:worlds --workdir=experiments/worlds --output=docs/experiments.md
+hm3 experiment --plan=configs/experiments/simulated.py:paper --workdir=experiments-out/paper --output=docs/experiments.md
+hm3 experiment --plan=configs/experiments/simulated.py:worlds --workdir=experiments-out/worlds --output=docs/experiments.md
 
 docs/experiments.md says what comes of it, docs/adr/0033-experiments.md why it is set up so.
 """
