@@ -1,7 +1,7 @@
 """All methods on the real log (KuaiRand-Pure), with the settings of its other plans and a learning rate chosen for each.
 
 hm3 convert --source=kuairand --input=KuaiRand-Pure --output_dir=data/kuairand --split=date:2022-05-02,2022-05-03
-hm3 experiment --plan=configs/experiments/kuairand.py:data/kuairand --workdir=experiments-out/kuairand --output=docs/experiments.md
+hm3 experiment --plan=configs/experiments/kuairand.py:data/kuairand --workdir=experiments-out/kuairand
 """
 
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
