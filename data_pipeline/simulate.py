@@ -71,7 +71,8 @@ class SimulatedLog:
         return WORLDS[self.world] if isinstance(self.world, str) else self.world
 
     @property
-    def _profile(self) -> Profile:
+    def profile_settings(self) -> Profile:
+        """The profile."""
         return PROFILES[self.profile] if isinstance(self.profile, str) else self.profile
 
     @functools.cached_property
@@ -97,7 +98,7 @@ class SimulatedLog:
     def law(self) -> Law:
         """The world with its intercepts, which are solved on impressions that are not in the log."""
         draws = [self._impressions(index, CALIBRATION).utilities for index in range(CALIBRATION_CHUNKS)]
-        return solve(self.world_settings, self._profile, np.concatenate(draws, 1, dtype=np.float32))
+        return solve(self.world_settings, self.profile_settings, np.concatenate(draws, 1, dtype=np.float32))
 
     @functools.cached_property
     def _population(self) -> "_Population":

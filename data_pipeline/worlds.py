@@ -284,7 +284,7 @@ def _solve_chain(order: tuple, shifts: tuple, rates: tuple, clicks: ndarray, uti
 def _intercept(logits: ndarray, weights: ndarray, rate: float) -> float:
     """Returns the intercept with which the weighted mean probability is `rate`, by bisection."""
     intercept, target = logits.dtype.type(0), rate * float(weights.sum(dtype=np.float64))
-    for step in 16 * 0.5 ** np.arange(20):  # a grid of 6e-5, so that another machine finds the same numbers
+    for step in 16 * 0.5 ** np.arange(20):  # a grid of 6e-5: another machine mostly finds the same numbers
         too_low = float(weights @ sigmoid(logits + intercept)) < target
         intercept += logits.dtype.type(step if too_low else -step)
     return float(intercept)

@@ -212,7 +212,7 @@ def _report(values: flags.FlagValues) -> None:
 
 
 def _define_experiment(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
-    _string(values, "plan", None, "Plan file, as configs/experiments/paper.py or file.py:argument.")
+    _string(values, "plan", None, "Plan file, as configs/experiments/simulated.py:paper.")
     _string(values, "workdir", None, "Folder for the results; the same plan goes on where it stopped.")
     flags.DEFINE_integer(
         "processes", 2, "Logs at a time, each in a process on one thread.", lower_bound=1, flag_values=values
@@ -225,7 +225,7 @@ def _define_experiment(values: flags.FlagValues, _arguments: Sequence[str]) -> N
 
 def _experiment(values: flags.FlagValues) -> None:
     try:
-        from hm3_tf.experiment.document import write_document
+        from hm3_tf.experiment.document import check_blocks, write_document
         from hm3_tf.experiment.plan import load_plan
         from hm3_tf.experiment.runner import run_plan
     except ModuleNotFoundError as error:
@@ -237,12 +237,14 @@ def _experiment(values: flags.FlagValues) -> None:
     for name in parts:
         if name not in known:
             raise UsageError(f"--part: expected a table or plot of the plan, got {name!r}; {did_you_mean(name, known)}")
-    results = run_plan(plan, values.workdir, values.processes)
-    tables = {name: plan.tables[name].markdown(results) for name in parts if name in plan.tables}
     if values.output:
-        plots = {name: plan.plots[name].plot(name, results) for name in parts if name in plan.plots}
+        check_blocks(values.output, parts)
+    results = run_plan(plan.for_parts(parts), values.workdir, values.processes)
+    tables = {name: plan.tables[name].markdown(results) for name in parts if name in plan.tables}
+    plots = {name: plan.plots[name].plot(name, results) for name in parts if name in plan.plots}
+    if values.output:
         write_document(values.output, tables, plots)
-    print("\n".join(tables.values()))
+    print("\n".join([*tables.values(), *(f"{plot.title}. {plot.words}" for plot in plots.values())]))
 
 
 def _explain_extra(extra: str, packages: Sequence[str], error: ModuleNotFoundError) -> None:

@@ -25,7 +25,7 @@ from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
 from hm3_tf.progress import Progress
-from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir
+from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir, lock
 
 _LOGGER = logging.getLogger(__name__)
 _COUNTED_TOGETHER = 16_384  # rows whose clicks are counted together
@@ -184,7 +184,7 @@ class Trainer(keras.callbacks.Callback):
           DataError: A shard is corrupt, or its records do not hold what the schema says.
           Hm3Error: The loss is not finite, another process trains in the workdir, or it cannot be written.
         """
-        with self._run.lock() if self._chief else contextlib.nullcontext():
+        with lock(self._run.path) if self._chief else contextlib.nullcontext():
             return self._train()
 
     def _train(self) -> dict[str, Any]:

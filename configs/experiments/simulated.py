@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from data_pipeline.simulate import SimulatedLog
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
+from hm3_tf.errors import ConfigError, did_you_mean
+from hm3_tf.experiment.measures import EDGE_TRUTHS
 from hm3_tf.experiment.plan import Log, Plan
 from hm3_tf.experiment.plots import Lines
 from hm3_tf.experiment.tables import Steps, Table
@@ -20,7 +22,8 @@ from hm3_tf.methods import METHODS
 FEATURES = ("user_id", "item_id", "city", "age", "gender", "power", "category", "brand", "shop", "price")
 TOWERS = (32, 16)
 WIDER = (80, 32)  # two towers of these have as many weights as six of the others
-LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)  # tried for each run
+LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # tried for each run
+PROPENSITY_CLIP = 100.0  # ten times the inverse of the click rate (docs/adr/0030-designs.md)
 BATCH = 2_048
 VOLUMES = {"S": 244 * BATCH, "M": 732 * BATCH, "L": 1_587 * BATCH}  # 0.5, 1.5 and 3.25 million rows, as 1 : 3 : 6.5
 NAMES = {
@@ -54,7 +57,6 @@ PAPER_GAINS = {
 }
 SOFT = {"CVR": "soft_auc.pcvr", "CTCVR": "soft_auc.pctcvr"}
 LABELS = {"CVR": "pcvr.auc", "CTCVR": "pctcvr.auc"}
-RANKED = {"ranked_0.cvr": "CVR", "ranked_0.purchases": "purchases", "ranked_1.gmv": "GMV ranked by pctcvr x price"}
 
 
 def configs(
@@ -69,13 +71,15 @@ def configs(
     Args:
       method: The method.
       towers: Units of each tower.
-      loss_weight: Of each level after the click.
+      loss_weight: Of each loss after that of the click.
       edge: Weight of the full-path likelihood.
       features: Columns that are read.
     """
-    weights = dict.fromkeys(METHODS[method].levels[1:], loss_weight) if loss_weight != 1 else {}
+    weights = dict.fromkeys(METHODS[method].losses[1:], loss_weight) if loss_weight != 1 else {}
     model = ModelConfig(method, tower_units=tuple(towers), dropout=0.0, embedding_dim=8, features=tuple(features))
-    training = TrainingConfig(global_batch_size=BATCH, epochs=1, loss_weights=weights, edge_loss_weight=edge)
+    training = TrainingConfig(
+        global_batch_size=BATCH, epochs=1, loss_weights=weights, edge_loss_weight=edge, propensity_clip=PROPENSITY_CLIP
+    )
     return [
         Config(model, training=dataclasses.replace(training, learning_rate=learning_rate))
         for learning_rate in LEARNING_RATES
@@ -167,13 +171,13 @@ def paper() -> Plan:
                 compared, settings, column, "BASE",
             ),
         }  # fmt: skip
-    ranked = {"CVR": "ranked_0.cvr", "GMV": "ranked_1.gmv"}
+    ranked = {"ranked_0.cvr": "CVR", "ranked_0.purchases": "purchases", "ranked_1.gmv": "GMV"}
     tables["table5"] = Table(
         "Gain over BASE if slates had been shown by each model.",
-        [*methods, "AUX", *map(edge, chains)], volumes, {measure: name for name, measure in ranked.items()}, "BASE",
+        [*methods, "AUX", *map(edge, chains)], volumes, ranked, "BASE",
         relative=True, published=PAPER_GAINS,
     )  # fmt: skip
-    slopes = {f"slope.{name}": name for name in _EDGES}
+    slopes = {f"{figure}.{name}": f"{figure} of {name}" for figure in ("slope", "excess") for name in EDGE_TRUTHS}
     tables["edges"] = Table("Slope of each edge's log-odds, 1 where it is known.", ["HM3", post_click("HM3"), edge("HM3")],
                             volumes, slopes, digits=2)  # fmt: skip
     plots = {
@@ -186,34 +190,30 @@ def paper() -> Plan:
             dict(zip(volumes, VOLUMES)), "regret.pcvr", "AUC of the truth less that of the model",
         ),
     }  # fmt: skip
-    return Plan(logs, runs, seeds=20, test_rows=200_000, tuning_log="graph_true", tables=tables, plots=plots)
+    return Plan(
+        logs, runs, seeds=20, test_rows=200_000, tuning_log="graph_true", tuning_volume="M", tables=tables, plots=plots
+    )
 
 
-_EDGES = ("d_mi_given_click", "d_ma_given_d_mi", "d_ma_given_no_d_mi", "purchase_given_d_ma", "purchase_given_no_d_ma")
 DISTINCT = ("micro_direct", "reversed", "mixed_order", "latent_intent", "null_micro", "non_nested")
-POSITION = ("position_none", "position_strong")
 SELECTION = {f"selection{rho:+.2f}": f"{rho:+.2f}" for rho in (-0.5, -0.25, 0.0, 0.25, 0.5)}
 
 
 def worlds() -> Plan:
     """Returns the plan of all worlds at volume S, with methods against clicks that select what is observed."""
     runs = {name: configs(method) for method, name in NAMES.items()} | {"AUX": configs("aux")}
-    runs |= {edge(NAMES[method]): configs(method, edge=1.0) for method in CHAINS}
+    runs |= {edge(NAMES.get(method, "AUX")): configs(method, edge=1.0) for method in (*CHAINS, "aux")}
     runs |= {name: configs(method) for method, name in MODERN.items()}
-    every, selected = (
-        tuple(runs),
-        ("BASE", "ESMM", "HM3", edge("HM3"), *(run for run in MODERN.values() if run != "AITM")),
-    )
+    every = tuple(runs)
     runs |= {
         placed("BASE"): configs("base", features=(*FEATURES, "position")),
         placed(edge("HM3")): configs("hm3", edge=1.0, features=(*FEATURES, "position")),
     }
-    at_positions = ("BASE", "ESMM", "HM3", edge("HM3"), placed("BASE"), placed(edge("HM3")))
+    positions = ("position_none", "graph_true", "position_strong")
     chosen = {
         "graph_true": tuple(runs),
-        **dict.fromkeys(DISTINCT, every),
-        **dict.fromkeys(SELECTION, selected),
-        **dict.fromkeys(POSITION, at_positions),
+        **dict.fromkeys((*DISTINCT, *SELECTION), every),
+        **dict.fromkeys(positions, tuple(runs)),
     }
     logs = {world: Log(SimulatedLog(world, rows=VOLUMES["S"]), runs=chosen[world]) for world in chosen}
     tables: dict[str, Table | Steps] = {
@@ -225,15 +225,15 @@ def worlds() -> Plan:
     tables["worlds_micro"] = Steps(
         "CVR AUC, what labels of micro behaviors add.",
         [("ESM2+Mi", "ESM2"), ("HM3", "ESM2"), (edge("ESM2+Mi"), edge("ESM2")), (edge("HM3"), edge("ESM2")),
-         ("HM3", "HM3-R"), (edge("HM3"), edge("HM3-R"))],
+         ("HM3", "AUX"), (edge("HM3"), edge("AUX")), ("HM3", "HM3-R"), (edge("HM3"), edge("HM3-R"))],
         ("graph_true", *DISTINCT), {SOFT["CVR"]: "CVR"},
     )  # fmt: skip
     bias = {"bias.unclicked": "bias", "soft_auc.pcvr_unclicked": "AUC"}
     tables["worlds_unclicked"] = Table("P(purchase if clicked) of unclicked impressions: mean of predicted less true, and AUC.",
                                        every, ["graph_true", "latent_intent"], bias)  # fmt: skip
     tables["worlds_position"] = Table(
-        "CVR AUC by the effect of the position, which is a feature of two runs.", at_positions,
-        ["position_none", "graph_true", "position_strong"], {SOFT["CVR"]: "CVR"}, "BASE",
+        "CVR AUC by the effect of the position, which is a feature of the last two runs.", tuple(runs), positions,
+        {SOFT["CVR"]: "CVR"}, "BASE",
     )  # fmt: skip
     plots = {
         "selection_bias": Lines(
@@ -245,5 +245,14 @@ def worlds() -> Plan:
 
 
 def get_plan(name: str) -> Plan:
-    """Returns the plan `paper` or `worlds`."""
-    return {"paper": paper, "worlds": worlds}[name]()
+    """Returns the plan `paper` or `worlds`.
+
+    Raises:
+      ConfigError: The name is another one.
+    """
+    plans = {"paper": paper, "worlds": worlds}
+    if name not in plans:
+        raise ConfigError(
+            f"configs/experiments/simulated.py: expected a plan, got {name!r}; {did_you_mean(name, plans)}"
+        )
+    return plans[name]()

@@ -6,8 +6,10 @@ volumes of the plan are reached, so that the model of a volume is that of one pa
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -60,6 +62,23 @@ class Cell:
     folder: str
     data_dir: str
 
+    @property
+    def log(self) -> dict[str, Any]:
+        """What the runs are measured on, as their results say."""
+        source = dataclasses.asdict(self.source) if isinstance(self.source, SimulatedLog) else {"data_dir": self.source}
+        if isinstance(self.source, SimulatedLog):
+            world, profile = self.source.world_settings, self.source.profile_settings
+            source |= {"world": dataclasses.asdict(world), "profile": dataclasses.asdict(profile), "seed": self.seed}
+        log = {**source, "volumes": dict(self.volumes), "held_out_rows": self.held_out_rows, "split": self.split}
+        return json.loads(json.dumps(log))  # tuples as they are read
+
+    @property
+    def position_effect(self) -> float | None:
+        """That of the world, or None where probabilities at another position do not follow from it."""
+        if not isinstance(self.source, SimulatedLog) or any(self.source.world_settings.intent):
+            return None
+        return self.source.world_settings.position_effect
+
     def result_file(self, run: str) -> str:
         """Returns the path of a run's result."""
         return os.path.join(self.folder, f"{run}.json")
@@ -83,19 +102,20 @@ def run_cell(cell: Cell) -> None:
     Raises:
       Hm3Error: The log and a config do not fit, or a file cannot be written.
     """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     data = _open_log(cell)
     batches = Batches(data, cell)
-    effect = cell.source.world_settings.position_effect if isinstance(cell.source, SimulatedLog) else 0.0
     for run in cell.missing():
         start, config = time.monotonic(), cell.config(run)
         keras.backend.clear_session()
         keras.utils.set_random_seed(cell.seed)
         model = build_model(config, data.schema, batches.statistics)
         scorer = Scorer(model, config, batches)
-        measures = {volume: measure(scorer(), effect) for volume in train(model, config, batches)}
+        measures = {volume: measure(scorer(), cell.position_effect) for volume in train(model, config, batches)}
         result = {
+            "log": cell.log,
             "seconds": time.monotonic() - start,
             "config": json.loads(to_json(config)),
             "measures": measures,
@@ -103,6 +123,14 @@ def run_cell(cell: Cell) -> None:
         storage.write_text(cell.result_file(run), json.dumps(result, indent=1))
     if isinstance(cell.source, SimulatedLog):
         shutil.rmtree(cell.data_dir)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, however that was: another may start the same cell."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def _open_log(cell: Cell) -> DataFolder:
@@ -200,7 +228,7 @@ def _in_memory(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def train(model: ConversionModel, config: Config, batches: Batches) -> Iterator[str]:
-    """Trains a model as `hm3 train` does, without checkpoints and validation.
+    """Trains a model on the steps of `hm3 train`, without checkpoints and validation.
 
     Args:
       model: The model.

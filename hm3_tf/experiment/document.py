@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from data_pipeline import storage
 from hm3_tf.errors import DataError
@@ -36,14 +36,37 @@ def write_blocks(path: str, blocks: Mapping[str, str]) -> None:
     Raises:
       DataError: The document is missing, or has not just one such block; nothing is written.
     """
-    text = storage.read_text(path, "name the document whose blocks are to be written")
+    check_blocks(path, list(blocks))
+    text = _read(path)
     for name, block in blocks.items():
-        parts = re.split(rf"(?<=<!-- {re.escape(name)} -->\n).*?(?=<!-- /{re.escape(name)} -->)", text, flags=re.DOTALL)
-        count = len(parts) - 1
-        text = block.join(parts)
-        if count != 1:
+        text = block.join(_around(text, name))
+    storage.write_text(path, text)
+
+
+def check_blocks(path: str, names: Sequence[str]) -> None:
+    """Checks that a document has each block once.
+
+    Args:
+      path: The document.
+      names: Names of blocks.
+
+    Raises:
+      DataError: The document is missing, or has not just one such block.
+    """
+    text = _read(path)
+    for name in names:
+        found = len(_around(text, name)) - 1
+        if found != 1:
             raise DataError(
-                f"{path}: expected one block between <!-- {name} --> and <!-- /{name} -->, found {count}; write the two lines "
+                f"{path}: expected one block between <!-- {name} --> and <!-- /{name} -->, found {found}; write the two lines "
                 "where the table belongs"
             )
-    storage.write_text(path, text)
+
+
+def _read(path: str) -> str:
+    return storage.read_text(path, "name the document whose blocks are to be written")
+
+
+def _around(text: str, name: str) -> list[str]:
+    """Returns what stands around the blocks of a name."""
+    return re.split(rf"(?<=<!-- {re.escape(name)} -->\n).*?(?=<!-- /{re.escape(name)} -->)", text, flags=re.DOTALL)

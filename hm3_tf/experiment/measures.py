@@ -12,19 +12,18 @@ import numpy as np
 
 from data_pipeline.simulate import POSITIONS
 from hm3_tf import metrics
-from hm3_tf.calibration import platt_line
+from hm3_tf.calibration import logistic_line
 from hm3_tf.group_auc import within_group_aucs
 
 TRUTHS = ("truth_pctr", "truth_pcvr", "truth_pcvr_given_click", "truth_pctcvr", "truth_do_purchase")
 SLATES = ("slate", "position", "price")
-EDGE_TRUTHS = {  # {edge of HM3: (column of its true probability, true probability of reaching it)}
+EDGE_TRUTHS = {  # {edge of HM3: its true probability}
     "d_mi_given_click": "y2",
     "d_ma_given_d_mi": "y3",
     "d_ma_given_no_d_mi": "y5",
     "purchase_given_d_ma": "y4",
     "purchase_given_no_d_ma": "y6",
 }
-_ROWS_A_ROW = 1e6  # in a fit to true probabilities, so that its prior weighs nothing
 PRICE_POWERS = (0, 1)  # k of the ranking by pctcvr * price^k: 0 for purchases, 1 for their value
 
 
@@ -93,12 +92,13 @@ def soft_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | float 
     return auc(scores, weights * truth, weights * (1 - truth))
 
 
-def measure(scored: Scored, position_effect: float = 0.0) -> dict[str, float]:
+def measure(scored: Scored, position_effect: float | None = None) -> dict[str, float]:
     """Returns all that the log allows to measure.
 
     Args:
       scored: The split as a model predicts it.
-      position_effect: What the simulated world takes off the log-odds of a click, times log(1 + position).
+      position_effect: What the simulated world takes off the log-odds of a click, times log(1 + position); None in a world
+        where the truth at another position does not follow from it.
 
     Returns:
       {measure: value}: those of `label_measures`, and on a simulated log those of `truth_measures`, `edge_measures` and
@@ -108,7 +108,7 @@ def measure(scored: Scored, position_effect: float = 0.0) -> dict[str, float]:
     if set(TRUTHS) <= set(scored.columns):
         result |= truth_measures(scored)
         result |= edge_measures(scored)
-        result |= ranking_measures(scored, position_effect)
+        result |= {} if position_effect is None else ranking_measures(scored, position_effect)
     return result
 
 
@@ -146,8 +146,8 @@ def _cross_entropy(odds: np.ndarray, truth: np.ndarray) -> float:
 def truth_measures(scored: Scored) -> dict[str, float]:
     """Returns what the true probabilities of a simulated log say.
 
-    pcvr is that of an impression had it been clicked. On clicked rows it is compared with the true one given the click, which
-    differs where something unobserved drives both the click and the purchase.
+    pcvr is that of an impression had it been clicked. Where something unobserved drives both the click and the purchase it
+    differs between rows that were clicked and rows that were not, and is compared with the truth of those that count.
 
     Returns:
       `soft_auc.<x>`, `bayes_auc.<x>` (that of the truth) and `regret.<x>` (the latter less the former) for x of `pctr`,
@@ -156,13 +156,14 @@ def truth_measures(scored: Scored) -> dict[str, float]:
       `bias.clicked` and `bias.unclicked`, mean of predicted less true pcvr; `pcoc.<rows>`, predicted over true pcvr, and
       `log_loss.<rows>`, in expectation over labels.
     """
-    pctr, pcvr, given_click = (scored.truth(name) for name in ("pctr", "pcvr", "pcvr_given_click"))
+    pctr, pcvr, given_click, pctcvr = (scored.truth(name) for name in ("pctr", "pcvr", "pcvr_given_click", "pctcvr"))
+    given_none = (pcvr - pctcvr) / (1 - pctr)  # P(purchase if clicked | no click)
     cases: dict[str, tuple[str, np.ndarray, np.ndarray | float]] = {
         "pctr": ("pctr", pctr, 1.0),
-        "pctcvr": ("pctcvr", scored.truth("pctcvr"), 1.0),
+        "pctcvr": ("pctcvr", pctcvr, 1.0),
         "pcvr": ("pcvr", given_click, pctr),
         "pcvr_all": ("pcvr", pcvr, 1.0),
-        "pcvr_unclicked": ("pcvr", pcvr, 1 - pctr),
+        "pcvr_unclicked": ("pcvr", given_none, 1 - pctr),
     }
     result = {}
     for name, (target, truth, weights) in cases.items():
@@ -173,7 +174,7 @@ def truth_measures(scored: Scored) -> dict[str, float]:
     would_buy = scored.columns["truth_do_purchase"] > 0
     for name, rows in {"all": np.ones_like(scored.click), "unclicked": ~scored.click}.items():
         result[f"counterfactual_auc.pcvr_{name}"] = auc(odds[rows], would_buy[rows], ~would_buy[rows])
-    for name, rows, truth in (("clicked", scored.click, given_click), ("unclicked", ~scored.click, pcvr)):
+    for name, rows, truth in (("clicked", scored.click, given_click), ("unclicked", ~scored.click, given_none)):
         result[f"bias.{name}"] = float(np.mean(predicted[rows] - truth[rows]))
         result[f"pcoc.{name}"] = float(predicted[rows].sum() / truth[rows].sum())
         result[f"log_loss.{name}"] = _cross_entropy(odds[rows], truth[rows])
@@ -184,21 +185,24 @@ def edge_measures(scored: Scored) -> dict[str, float]:
     """Returns how well each tower of HM3 says the probability of its edge, where the log has the truth of it.
 
     Returns:
-      `slope.<edge>`: the factor that the tower's log-odds need (with a shift) to predict the edge best on the rows that reach
-      it; 1 where the edge is known, anything where it is not identified. Empty for methods with other edges.
+      `slope.<edge>` and `shift.<edge>`: what the tower's log-odds have to be multiplied by, and what added, to predict the edge
+      best on the rows that reach it: 1 and 0 where the edge is known, anything where it is not identified; and `excess.<edge>`,
+      the cross-entropy that it has above that of the truth, in nats a row. Empty for methods with other edges.
     """
     if not all(edge in scored.edges and f"truth_{name}" in scored.columns for edge, name in EDGE_TRUTHS.items()):
         return {}
     y1, y2, y3, y5 = (scored.truth(name) for name in ("pctr", "y2", "y3", "y5"))
     d_ma = y2 * y3 + (1 - y2) * y5
     reach = (y1, y1 * y2, y1 * (1 - y2), y1 * d_ma, y1 * (1 - d_ma))
-    result = {}
+    result: dict[str, float] = {}
     for (edge, name), weights in zip(EDGE_TRUTHS.items(), reach):
         logit, truth = scored.edges[edge].astype(np.float64), scored.truth(name)
-        bins = metrics.score_bins(np.stack([logit, np.zeros_like(logit)], axis=1), metrics.RESOLUTION)
-        size = 2 * metrics.RANGE * metrics.RESOLUTION
-        counts = _ROWS_A_ROW * np.stack([np.bincount(bins, weights * p, size) for p in (1 - truth, truth)])
-        result[f"slope.{edge}"] = platt_line(counts)[0]
+        line = logistic_line(logit, weights * (1 - truth), weights * truth)
+        best = np.log(truth) - np.log1p(-truth)
+        losses = (np.logaddexp(0, odds) - truth * odds for odds in (logit, best))
+        excess = np.subtract(*losses)
+        result |= {f"slope.{edge}": line[0], f"shift.{edge}": line[1]}
+        result[f"excess.{edge}"] = float(np.average(excess, weights=weights))
     return result
 
 

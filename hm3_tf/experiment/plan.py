@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from data_pipeline.records import BLOCK_ROWS
-from data_pipeline.simulate import SimulatedLog
-from hm3_tf.config import Config, checked
+from data_pipeline.simulate import POSITIONS, SimulatedLog
+from hm3_tf.config import Config, TrainingConfig, checked
 from hm3_tf.errors import ConfigError, UsageError, did_you_mean
 from hm3_tf.experiment.plots import Lines
 from hm3_tf.experiment.tables import Steps, Table
@@ -41,12 +41,33 @@ class Log:
                 f"log, got {dict(self.volumes)}"
             )
 
-    @property
-    def smallest(self) -> SimulatedLog | str:
-        """The log as far as its first volume."""
-        if isinstance(self.source, SimulatedLog) and self.volumes:
-            return dataclasses.replace(self.source, rows=next(iter(self.volumes.values())))
-        return self.source
+        if rows is not None and rows % POSITIONS:
+            raise ConfigError(f"plan: expected rows of whole slates of {POSITIONS}, got {rows}")
+
+    def as_far_as(self, volume: str) -> "Log":
+        """Returns the log up to a volume; "" is all of it."""
+        if not volume or not isinstance(self.source, SimulatedLog):
+            return self
+        names = list(self.volumes)
+        volumes = {name: self.volumes[name] for name in names[: names.index(volume) + 1]}
+        return dataclasses.replace(self, source=dataclasses.replace(self.source, rows=volumes[volume]), volumes=volumes)
+
+    def check_config(self, config: Config) -> None:
+        """Checks that a run with a config can be measured on the log.
+
+        Raises:
+          ConfigError: It cannot.
+        """
+        batch = config.training.global_batch_size
+        if self.volumes and (config.training.epochs > 1 or any(size % batch for size in self.volumes.values())):
+            raise ConfigError(
+                "plan: expected configs of one epoch and of a batch that divides the volumes of a log, got "
+                f"epochs={config.training.epochs} and global_batch_size={batch} for {dict(self.volumes)}"
+            )
+        if isinstance(self.source, SimulatedLog) and config.data.nesting == "drop":
+            raise ConfigError(
+                "plan: expected data.nesting of coerce on a simulated log, whose slates stay whole, got drop"
+            )
 
     def names(self, log: str) -> list[str]:
         """Returns what tables call a log of this name: one name a volume."""
@@ -67,8 +88,9 @@ class Plan:
       runs: {name: configs it may have}; one of several is chosen on `tuning_log`, with the same budget for each run.
       seeds: Number of seeds: 0, 1, ... each draws the log (users, items and rows) and the weights anew.
       test_rows: Rows of the test split of a simulated log.
-      tuning_log: Log that configs are chosen on, by AUC of CVR plus AUC of CTR: with other seeds than those that are reported,
-        or on the validation split of a data folder.
+      tuning_log: Log that configs are chosen on, by AUC of CVR plus AUC of CTR (in expectation over labels where the truth is
+        known): with other seeds than those that are reported, or on the validation split of a data folder.
+      tuning_volume: Name of the volume of it up to which they are: by the mean over the volumes so far; "" for all.
       tuning_seeds: Number of seeds to choose by.
       tables: {name: table}.
       plots: {name: plot}, whose names are other ones.
@@ -82,6 +104,7 @@ class Plan:
     seeds: int
     test_rows: int = 300_000
     tuning_log: str = ""
+    tuning_volume: str = ""
     tuning_seeds: int = 2
     tables: Mapping[str, Table | Steps] = dataclasses.field(default_factory=dict)
     plots: Mapping[str, Lines] = dataclasses.field(default_factory=dict)
@@ -94,15 +117,18 @@ class Plan:
             if not configs:
                 raise ConfigError(f"plan: expected a config for run {name!r}, got none")
             for config in configs:
-                checked(config)
-        for log in self.logs.values():
+                _check_config(config)
+        for name, log in self.logs.items():
             self._require_known(log.runs, self.runs, "run")
-            if log.volumes and any(config.training.epochs > 1 for configs in self.runs.values() for config in configs):
-                raise ConfigError(
-                    "plan: expected configs of one epoch on a log with volumes, got one of several epochs"
-                )
+            for run in self.runs_on(name):
+                for config in self.runs[run]:
+                    log.check_config(config)
+        if self.test_rows % POSITIONS:
+            raise ConfigError(f"plan: expected test_rows of whole slates of {POSITIONS}, got {self.test_rows}")
         if self.is_tuned:
             self._require_known([self.tuning_log], self.logs, "tuning_log")
+            if self.tuning_volume:
+                self._require_known([self.tuning_volume], self.logs[self.tuning_log].volumes, "tuning_volume")
         names = dict.fromkeys(name for log, settings in self.logs.items() for name in settings.names(log))
         for part in (*self.tables.values(), *self.plots.values()):
             self._require_known(part.runs, self.runs, "run of a table or plot")
@@ -119,9 +145,38 @@ class Plan:
         """Whether a run has several configs."""
         return any(len(configs) > 1 for configs in self.runs.values())
 
+    def for_parts(self, parts: Sequence[str]) -> "Plan":
+        """Returns the plan with the logs that some of its tables and plots show, and the one that configs are chosen on."""
+        shown = {log for part in parts for log in {**self.tables, **self.plots}[part].logs}
+        kept = {name: log for name, log in self.logs.items() if shown & set(log.names(name)) or name == self.tuning_log}
+        return dataclasses.replace(
+            self,
+            logs=kept,
+            tables={name: self.tables[name] for name in parts if name in self.tables},
+            plots={name: self.plots[name] for name in parts if name in self.plots},
+        )
+
     def runs_on(self, log: str) -> tuple[str, ...]:
         """Returns the names of the runs on a log."""
         return self.logs[log].runs or tuple(self.runs)
+
+
+def _check_config(config: Config) -> None:
+    """Checks a config, and that it asks for nothing that an experiment does not do."""
+    checked(config)
+    plain = TrainingConfig()
+    asked = {
+        "data.negative_keep_rate": config.data.negative_keep_rate != 1,
+        **{
+            f"training.{name}": getattr(config.training, name) != getattr(plain, name)
+            for name in ("calibrate", "max_steps", "early_stopping_epochs")
+        },
+    }
+    for name, differs in asked.items():
+        if differs:
+            raise ConfigError(
+                f"plan: expected {name} as it is by default, since an experiment trains on all rows to the end"
+            )
 
 
 def load_plan(text: str) -> Plan:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from hm3_tf.experiment.results import Estimate, Results
 from hm3_tf.report.svg import Plot, draw, run_style
 
+_DIGITS = 4  # in words
 _APART = 0.05  # of the way from one log to the next, so that intervals do not hide each other
 
 
@@ -23,7 +24,6 @@ class Lines:
       measure: The measure.
       axis: What the vertical axis says.
       baseline: Run that the others are compared with, or "" for none.
-      digits: Digits behind the point, in words.
     """
 
     title: str
@@ -32,7 +32,6 @@ class Lines:
     measure: str
     axis: str
     baseline: str = ""
-    digits: int = 4
 
     def plot(self, key: str, results: Results) -> Plot:
         """Returns the plot.
@@ -59,8 +58,8 @@ class Lines:
 
         words = [
             f"{run}: "
-            + ", ".join(f"{self.logs[log]} {value.mean:.{self.digits}f} ({value.low:.{self.digits}f} to "
-                        f"{value.high:.{self.digits}f})" for log, value in values.items())
+            + ", ".join(f"{self.logs[log]} {value.mean:.{_DIGITS}f} ({value.low:.{_DIGITS}f} to "
+                        f"{value.high:.{_DIGITS}f})" for log, value in values.items())
             for run, values in found.items()
         ]  # fmt: skip
         return draw(key, self.title, "", f"Means and 95 % intervals. {'; '.join(words)}.", paint)

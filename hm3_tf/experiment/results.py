@@ -89,9 +89,12 @@ class Results:
         Returns:
           The estimate, or None where one of them was not measured.
         """
-        first, second = (np.array(self.values(name, log, measure)) for name in (run, other))
-        if not len(first) or len(first) != len(second):
+        shared = sorted(set(self.seeds(run, log)) & set(self.seeds(other, log)))
+        pairs = [[self.measured[name, log, seed].get(measure) for name in (run, other)] for seed in shared]
+        pairs = [pair for pair in pairs if None not in pair]
+        if not pairs:
             return None
+        first, second = np.array(pairs).T
         return estimate((first - second) / (second if relative else 1.0))
 
 

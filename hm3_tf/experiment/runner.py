@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 
@@ -18,9 +19,11 @@ from hm3_tf.experiment.cell import Cell, run_cell
 from hm3_tf.experiment.plan import Plan, whole
 from hm3_tf.experiment.results import Results, write_csv
 from hm3_tf.progress import Progress
+from hm3_tf.workdir import lock
 
 TUNING_SEEDS = 1_000_000  # where the seeds begin that configs are chosen on: no reported figure has one of them
 _LOOK_SECONDS = 5.0
+_DATA = "data"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
@@ -36,15 +39,17 @@ def run_plan(plan: Plan, workdir: str, processes: int = 2) -> Results:
       The results.
 
     Raises:
-      Hm3Error: A cell failed, or a result in the folder is of another config than the plan's.
+      Hm3Error: A cell failed, another experiment runs in the folder, or a result in it is of another config or log.
     """
-    chosen = _tune(plan, workdir, processes) if plan.is_tuned else {}
-    runs = {run: configs[chosen.get(run, 0)] for run, configs in plan.runs.items()}
-    cells = _cells(plan, workdir, runs)
-    _run(list(cells.values()), processes, "experiment")
-    results = _read(cells)
-    write_csv(results, os.path.join(workdir, "results.csv"))
-    return results
+    with lock(workdir):
+        shutil.rmtree(os.path.join(workdir, _DATA), ignore_errors=True)  # what a killed experiment left
+        chosen = _tune(plan, workdir, processes) if plan.is_tuned else {}
+        runs = {run: configs[chosen.get(run, 0)] for run, configs in plan.runs.items()}
+        cells = _cells(plan, workdir, runs)
+        _run(list(cells.values()), processes, "experiment")
+        results = _read(cells)
+        write_csv(results, os.path.join(workdir, "results.csv"))
+        return results
 
 
 def _cells(plan: Plan, workdir: str, runs: Mapping[str, Config]) -> dict[tuple[str, int], Cell]:
@@ -59,15 +64,16 @@ def _cells(plan: Plan, workdir: str, runs: Mapping[str, Config]) -> dict[tuple[s
             split="test",
             runs={run: runs[run] for run in plan.runs_on(log)},
             folder=os.path.join(workdir, "results", log, str(seed)),
-            data_dir=os.path.join(workdir, "data", f"{log}-{seed}"),
+            data_dir=os.path.join(workdir, _DATA, f"{log}-{seed}"),
         )
         for log, seed in keys
     }
 
 
 def _tune(plan: Plan, workdir: str, processes: int) -> dict[str, int]:
-    """Returns which of its configs each run takes, and writes it to `tuning.json`."""
-    source = plan.logs[plan.tuning_log].smallest
+    """Returns which of its configs each run takes, and writes it with the figures to `tuning.json`."""
+    log = plan.logs[plan.tuning_log].as_far_as(plan.tuning_volume)
+    source, volumes = log.source, log.volumes or whole(log.source)
     first = TUNING_SEEDS if isinstance(source, SimulatedLog) else 0
     candidates = {
         f"{run}.{i}": config
@@ -78,19 +84,21 @@ def _tune(plan: Plan, workdir: str, processes: int) -> dict[str, int]:
     cells = {
         ("tuning", seed): Cell(
             source=source,
-            volumes=whole(source),
+            volumes=volumes,
             seed=seed,
             held_out_rows=plan.test_rows,
             split="validation",
             runs=candidates,
             folder=os.path.join(workdir, "tuning", str(seed)),
-            data_dir=os.path.join(workdir, "data", f"tuning-{seed}"),
+            data_dir=os.path.join(workdir, _DATA, f"tuning-{seed}"),
         )
         for seed in range(first, first + plan.tuning_seeds)
     }
     _run(list(cells.values()), processes, "tuning")
     results = _read(cells)
-    values = {name: results.mean(name, "tuning", ("pcvr.auc", "pctr.auc")) for name in candidates}
+    targets = ("soft_auc.pcvr", "soft_auc.pctr") if isinstance(source, SimulatedLog) else ("pcvr.auc", "pctr.auc")
+    names = [f"tuning {volume}".rstrip() for volume in volumes]
+    values = {run: float(np.mean([results.mean(run, name, targets) for name in names])) for run in candidates}
     tuned = {run: len(configs) for run, configs in plan.runs.items() if len(configs) > 1}
     chosen = {run: int(np.argmax([values[f"{run}.{i}"] for i in range(count)])) for run, count in tuned.items()}
     storage.write_text(
@@ -153,10 +161,10 @@ def _read(cells: Mapping[tuple[str, int], Cell]) -> Results:
         for run in cell.runs:
             path = cell.result_file(run)
             result = json.loads(storage.read_text(path, "run the experiment again"))
-            if from_json(json.dumps(result["config"]), path) != cell.config(run):
+            if from_json(json.dumps(result["config"]), path) != cell.config(run) or result["log"] != cell.log:
                 raise Hm3Error(
-                    f"{path}: expected the result of the plan's config of run {run!r}, got that of another; use another "
-                    "--workdir, or remove the file"
+                    f"{path}: expected the result of the plan's config and log of run {run!r}, got that of another; use "
+                    "another --workdir, or remove the file"
                 )
             for volume, measures in result["measures"].items():
                 measured[run, f"{log} {volume}".rstrip(), seed] = measures

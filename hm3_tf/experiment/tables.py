@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from hm3_tf.experiment.results import Estimate, Results
 
+_DIGITS = 4  # of an AUC
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -26,7 +28,7 @@ class Table:
     logs: Sequence[str]
     measures: Mapping[str, str]
     baseline: str = ""
-    digits: int = 4
+    digits: int = _DIGITS
     relative: bool = False
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -71,7 +73,6 @@ class Steps:
       pairs: (run, the run taken off it), in order.
       logs: Names of the logs.
       measures: {measure: what the column says}.
-      digits: Digits behind the point.
       published: {run of a pair: text of the paper's own difference, in a last column}.
     """
 
@@ -79,7 +80,6 @@ class Steps:
     pairs: Sequence[tuple[str, str]]
     logs: Sequence[str]
     measures: Mapping[str, str]
-    digits: int = 4
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -95,7 +95,7 @@ class Steps:
         lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for run, other in self.pairs:
             differences = [results.difference(run, other, *column) for column in columns]
-            cells = [_signed(difference, self.digits) if difference else "" for difference in differences]
+            cells = [_signed(difference, _DIGITS) if difference else "" for difference in differences]
             last = [self.published.get(run, "")] if self.published else []
             lines.append(f"| {' | '.join([f'{run} less {other}', *cells, *last])} |")
         seeds = [len(results.seeds(run, log)) for run in self.runs for log in self.logs]

@@ -131,21 +131,85 @@ def test_bias_is_the_mean_of_predicted_less_true_on_the_rows_it_names(perfect):
     assert result["bias.unclicked"] == pytest.approx(0.1, abs=1e-6)
 
 
-def test_the_truth_on_clicked_rows_is_that_given_the_click(perfect):
-    columns = {**perfect.columns, "truth_pcvr_given_click": perfect.truth("pcvr") / 2}
-    halved = Scored(perfect.log_odds, perfect.edges, perfect.click, perfect.purchase, perfect.groups, columns)
-    result = truth_measures(halved)
-    assert result["pcoc.clicked"] == pytest.approx(2, rel=1e-5)
-    assert result["pcoc.unclicked"] == pytest.approx(1, rel=1e-5)
+@pytest.fixture(scope="module")
+def selected(perfect):
+    """Forty rows of a world in which clicked rows buy more than others like them, as an imperfect model predicts them."""
+    rng, rows = np.random.default_rng(6), slice(40)
+    click = np.arange(40) % 3 == 0
+    given_click = perfect.truth("pcvr")[rows] * rng.uniform(1.1, 1.6, 40)
+    columns = {name: values[rows] for name, values in perfect.columns.items()}
+    columns |= {"truth_pcvr_given_click": given_click, "truth_pctcvr": perfect.truth("pctr")[rows] * given_click}
+    odds = {name: values[rows] + rng.normal(0, 1, 40).astype(np.float32) for name, values in perfect.log_odds.items()}
+    edges = {name: values[rows] for name, values in perfect.edges.items()}
+    return Scored(odds, edges, click, click & (rng.random(40) < given_click), None, columns)
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def pairwise(scores, positives, negatives):
+    wins = (scores[:, None] > scores) + (scores[:, None] == scores) / 2
+    return (np.outer(positives, negatives) * wins).sum() / np.outer(positives, negatives).sum()
+
+
+def test_each_auc_in_expectation_is_over_the_labels_of_its_rows(selected):
+    pctr, pcvr, given_click, pctcvr = map(selected.truth, ("pctr", "pcvr", "pcvr_given_click", "pctcvr"))
+    given_none = (pcvr - pctr * given_click) / (1 - pctr)  # the law of total probability
+    cases = {
+        "pctr": ("pctr", pctr, 1 - pctr),
+        "pctcvr": ("pctcvr", pctcvr, 1 - pctcvr),
+        "pcvr": ("pcvr", pctr * given_click, pctr * (1 - given_click)),
+        "pcvr_all": ("pcvr", pcvr, 1 - pcvr),
+        "pcvr_unclicked": ("pcvr", (1 - pctr) * given_none, (1 - pctr) * (1 - given_none)),
+    }
+    best = {"pctr": pctr, "pctcvr": pctcvr, "pcvr": given_click, "pcvr_all": pcvr, "pcvr_unclicked": given_none}
+    result = truth_measures(selected)
+    for name, (target, positives, negatives) in cases.items():
+        expected = pairwise(selected.log_odds[target], positives, negatives)
+        assert result[f"soft_auc.{name}"] == pytest.approx(expected, abs=1e-9), name
+        assert result[f"bayes_auc.{name}"] == pytest.approx(pairwise(best[name], positives, negatives), abs=1e-9), name
+        assert result[f"regret.{name}"] == result[f"bayes_auc.{name}"] - result[f"soft_auc.{name}"], name
+
+
+def test_each_mean_is_over_its_rows_against_their_truth(selected):
+    pctr, pcvr, given_click, pctcvr = map(selected.truth, ("pctr", "pcvr", "pcvr_given_click", "pctcvr"))
+    odds, click = selected.log_odds["pcvr"].astype(np.float64), selected.click
+    p, would_buy = 1 / (1 + np.exp(-odds)), selected.columns["truth_do_purchase"] == 1
+    result = truth_measures(selected)
+    for name, rows, truth in (("clicked", click, given_click), ("unclicked", ~click, (pcvr - pctcvr) / (1 - pctr))):
+        q, y = p[rows], truth[rows]
+        assert result[f"bias.{name}"] == pytest.approx((q - y).mean())
+        assert result[f"pcoc.{name}"] == pytest.approx(q.sum() / y.sum())
+        assert result[f"log_loss.{name}"] == pytest.approx(-(y * np.log(q) + (1 - y) * np.log(1 - q)).mean())
+    for name, rows in (("all", click | ~click), ("unclicked", ~click)):
+        expected = roc_auc_score(would_buy[rows], odds[rows])
+        assert result[f"counterfactual_auc.pcvr_{name}"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.5, 1.0, 2.0])
 def test_the_slope_of_an_edge_is_the_factor_its_odds_need(perfect, scale):
     edges = {edge: odds / scale + 1 for edge, odds in perfect.edges.items()}
     scaled = Scored(perfect.log_odds, edges, perfect.click, perfect.purchase, perfect.groups, perfect.columns)
     result = edge_measures(scaled)
-    assert set(result) == {f"slope.{edge}" for edge in EDGE_TRUTHS}
-    assert list(result.values()) == pytest.approx([scale] * 5, rel=0.05)
+    assert set(result) == {f"{figure}.{edge}" for figure in ("slope", "shift", "excess") for edge in EDGE_TRUTHS}
+    for edge in EDGE_TRUTHS:
+        assert result[f"slope.{edge}"] == pytest.approx(scale, rel=1e-4)
+        assert result[f"shift.{edge}"] == pytest.approx(-scale, rel=1e-4)
+        assert result[f"excess.{edge}"] > 0.01
+
+
+@pytest.mark.parametrize(
+    "edge, reached", [("d_mi_given_click", "y1"), ("d_ma_given_d_mi", "y2"), ("purchase_given_d_ma", "d_ma")]
+)
+def test_an_edge_is_judged_on_the_rows_that_reach_it(perfect, edge, reached):
+    """Rows that seldom reach the edge are predicted wrongly, those that do are right."""
+    y2, y3, y5 = (perfect.truth(name) for name in ("y2", "y3", "y5"))
+    chance = {"y1": perfect.truth("pctr"), "y2": y2, "d_ma": y2 * y3 + (1 - y2) * y5}[reached]
+    rare, columns = chance < np.median(chance), dict(perfect.columns)
+    truth = perfect.truth(EDGE_TRUTHS[edge])
+    wrong = np.where(rare, logit(1 - truth), logit(truth)).astype(np.float32)
+    found = edge_measures(Scored({}, {**perfect.edges, edge: wrong}, perfect.click, perfect.purchase, None, columns))
+    plain = np.average(np.where(rare, np.logaddexp(0, wrong) - truth * wrong, 0) - np.where(rare, np.logaddexp(0, -wrong)
+                       + truth * wrong, 0))  # fmt: skip
+    assert 0 < found[f"excess.{edge}"] < 0.8 * plain
+    assert edge_measures(perfect)[f"excess.{edge}"] == pytest.approx(0, abs=1e-6)
 
 
 def test_methods_with_other_edges_have_no_slopes(perfect):
@@ -185,6 +249,21 @@ def test_a_ranking_by_hand(perfect):
     assert result["ranked_0.purchases"] == pytest.approx(purchases.sum(), rel=1e-6)
     assert result["ranked_0.cvr"] == pytest.approx(purchases.sum() / clicks.sum(), rel=1e-6)
     assert result["ranked_0.gmv"] == pytest.approx((purchases * columns["price"][order]).sum(), rel=1e-6)
+    by_value = np.argsort(-one.truth("pctcvr") * columns["price"])
+    assert list(by_value) != list(order)
+    clicks = 1 / (1 + np.exp(-(odds[by_value] - 0.5 * np.log1p(np.arange(POSITIONS)))))
+    value = (clicks * one.truth("pcvr")[by_value] * columns["price"][by_value]).sum()
+    assert result["ranked_1.gmv"] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_ranking_counts_the_purchases_of_clicked_rows(selected):
+    result = ranking_measures(selected, position_effect=0.0)
+    assert result["ranked_0.purchases"] == pytest.approx(selected.truth("pctcvr").reshape(-1, POSITIONS).sum(1).mean())
+
+
+def test_where_positions_do_not_follow_from_the_truth_nothing_is_ranked(perfect):
+    assert not any(name.startswith("ranked") for name in measure(perfect))
+    assert "ranked_1.gmv" in measure(perfect, position_effect=0.5)
 
 
 def test_a_log_without_truths_is_measured_by_its_labels(perfect):
