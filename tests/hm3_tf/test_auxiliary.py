@@ -1,12 +1,14 @@
 """AUX against arithmetic by hand."""
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
+from data_pipeline.simulate import SimulatedLog
 from hm3_tf import methods
 from hm3_tf.auxiliary import head_terms
-from hm3_tf.config import TrainingConfig
+from hm3_tf.config import Config, ModelConfig, TrainingConfig
+from hm3_tf.model import build_model
+from hm3_tf.probability import log_probs
 from tests.reference import sigmoid
 
 CLICK = np.array([0.0, 0.0, 1.0, 1.0])
@@ -44,6 +46,16 @@ def test_heads_are_chains_from_the_click():
     assert methods.AUX.losses == ("click", "purchase", "d_mi", "d_ma")
 
 
-@pytest.mark.parametrize("method", [methods.ESMM, methods.HM3])
-def test_other_methods_have_no_heads(method):
-    assert method.heads == ()
+def test_aux_is_esmm_with_two_more_towers_that_do_not_enter_its_probabilities():
+    schema = SimulatedLog().schema
+    networks = [
+        build_model(Config(ModelConfig(name, tower_units=(4,), embedding_dim=2, features=("price",))), schema).network
+        for name in ("esmm", "aux")
+    ]
+    inputs = {"price": tf.constant([10.0, 50.0, 90.0])}
+    esmm, aux = (network(inputs) for network in networks)
+    assert set(aux["edge_logits"]) - set(esmm["edge_logits"]) == {"d_mi_given_click", "d_ma_given_click"}
+    edges = {edge: aux["edge_logits"][edge] for edge in esmm["edge_logits"]}
+    expected = log_probs(methods.ESMM.graphs[0], edges)
+    for level in ("click", "purchase"):
+        np.testing.assert_allclose(aux["log_probs"]["impression"][level], expected[level], rtol=1e-5)

@@ -1,8 +1,9 @@
 """A small plan run for real: its processes, its results, and what becomes of it when it is killed."""
 
+import dataclasses
 import json
-import os
-import signal
+import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -11,11 +12,13 @@ from xml.etree import ElementTree
 import pytest
 
 from data_pipeline.simulate import SimulatedLog
-from hm3_tf.config import Config, ModelConfig, TrainingConfig
+from hm3_tf.config import Config, DataConfig, ModelConfig, TrainingConfig
 from hm3_tf.errors import ConfigError, Hm3Error, UsageError
+from hm3_tf.experiment.document import check_blocks
 from hm3_tf.experiment.plan import Log, Plan, load_plan
 from hm3_tf.experiment.runner import TUNING_SEEDS, run_plan
 from hm3_tf.experiment.tables import Table
+from hm3_tf.model import build_model
 
 PLAN = """
 from data_pipeline.simulate import SimulatedLog
@@ -78,7 +81,7 @@ def test_every_run_is_measured_on_every_log_and_volume(whole):
 
 def test_logs_are_removed_when_their_runs_are_done(whole):
     workdir, _ = whole
-    assert not list((workdir / "data").iterdir())
+    assert not list((workdir / "data").glob("*"))
 
 
 def test_of_several_configs_the_better_one_is_chosen_on_other_logs(whole):
@@ -99,16 +102,23 @@ def test_a_model_learns_more_from_more_rows(whole):
 
 def test_a_killed_experiment_goes_on_to_the_same_numbers(whole, plan_file, tmp_path):
     _, results = whole
-    process = subprocess.Popen(
-        command(plan_file, tmp_path), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command(plan_file, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
         while not list(tmp_path.glob("results/true/0/*.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        children = [
+            int(pid) for pid in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ]
+        process.kill()
         process.wait()
+    deadline = time.monotonic() + 60
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children and not any(pathlib.Path(f"/proc/{pid}").exists() for pid in children), (
+        "cells end with their parent"
+    )
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/0/*.json")}
     assert done and not (tmp_path / "results.csv").exists()
     resumed = run_plan(load_plan(plan_file), str(tmp_path))
@@ -126,7 +136,9 @@ def test_the_command_prints_and_writes_tables_of_what_is_there(whole, plan_file,
         command(plan_file, workdir, f"--output={document}"), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "| hm3 | 0." in done.stdout and done.stdout.strip() in document.read_text()
+    table, words = done.stdout.rsplit("\n", 2)[:2]
+    assert "| hm3 | 0." in table and table.strip() in document.read_text()
+    assert words.startswith("CVR by volume. Means and 95 % intervals. base: S 0.")
     assert "![CVR by volume. Means and 95 % intervals. base: S 0." in document.read_text()
     svg = ElementTree.parse(tmp_path / "images" / "lines.svg").getroot()
     assert {"base", "hm3", "AUC", "S", "L"} <= {text.strip() for text in svg.itertext()}
@@ -147,9 +159,51 @@ def test_results_of_another_config_are_refused(whole, plan_file):
     )
     changed = Plan({"true": plan.logs["true"]}, {"base": [other]}, 1, test_rows=4096)
     with pytest.raises(
-        Hm3Error, match=r"base.json: expected the result of the plan's config of run 'base', got that of"
+        Hm3Error, match=r"base.json: expected the result of the plan's config and log of run 'base', got"
     ):
         run_plan(changed, str(workdir))
+
+
+@pytest.mark.parametrize("changes", [{"world": "reversed"}, {"profile": "paper"}, {"users": 300}, {"rows": 8192}])
+def test_results_of_another_log_are_refused(whole, plan_file, changes):
+    workdir, _ = whole
+    plan = load_plan(plan_file)
+    log = Log(dataclasses.replace(plan.logs["other"].source, **changes))
+    with pytest.raises(
+        Hm3Error, match=r"base.json: expected the result of the plan's config and log of run 'base', got"
+    ):
+        run_plan(Plan({"other": log}, {"base": plan.runs["base"]}, 1, test_rows=4096), str(workdir))
+
+
+def test_only_logs_that_are_shown_are_run(plan_file):
+    plan = load_plan(plan_file)
+    assert list(plan.for_parts(["cvr"]).logs) == ["true"]
+    table = Table("Other.", ["base"], ["other"], {"pctr.auc": "AUC"})
+    both = dataclasses.replace(plan, tables={**plan.tables, "other": table})
+    assert list(both.for_parts(["other"]).logs) == ["true", "other"], "configs are chosen on the first"
+
+
+PLANS = [f"configs/experiments/{name}" for name in ("simulated.py:paper", "simulated.py:worlds", "kuairand.py")]
+
+
+def test_the_plans_fill_the_document_and_make_it_complete():
+    names = [name for plan in map(load_plan, PLANS) for name in (*plan.tables, *plan.plots)]
+    document = pathlib.Path("docs/experiments.md").read_text()
+    assert sorted(re.findall(r"<!-- (\w+) -->", document)) == sorted(names)
+    check_blocks("docs/experiments.md", names)
+
+
+def test_the_larger_base_and_esmm_have_as_many_tower_weights_as_hm3():
+    runs = load_plan(PLANS[0]).runs
+
+    def tower_weights(run):
+        network = build_model(runs[run][0], SimulatedLog().schema).network
+        return sum(
+            variable.shape.num_elements() for variable in network.trainable_variables if variable.shape[0] < 10_000
+        )
+
+    expected = pytest.approx(tower_weights("HM3"), rel=0.03)
+    assert tower_weights("BASE, as large as HM3") == tower_weights("ESMM, as large as HM3") == expected
 
 
 def test_a_cell_that_fails_ends_the_experiment_with_its_place(tmp_path, capfd):
@@ -172,6 +226,9 @@ def test_a_cell_that_fails_ends_the_experiment_with_its_place(tmp_path, capfd):
             {"runs": {"base": [Config()]}, "logs": {"a": Log(SimulatedLog(rows=2048), {"S": 1024, "L": 2048})}},
             "one epoch",
         ),
+        ({"test_rows": 100}, "test_rows of whole slates of 8, got 100"),
+        ({"runs": {"base": [Config(data=DataConfig(nesting="drop"))]}}, "data.nesting of coerce on a simulated log"),
+        ({"runs": {"base": [Config(training=TrainingConfig(max_steps=5))]}}, "training.max_steps as it is by default"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(changes, message):
