@@ -148,6 +148,8 @@ class Trainer(keras.callbacks.Callback):
         self._latest = tf.train.CheckpointManager(checkpoint, run.file("checkpoints"), self._config.keep_checkpoints)
         best = tf.train.Checkpoint(network=self._model.network)
         self._best_checkpoint = tf.train.CheckpointManager(best, run.file("checkpoints", "best"), 1)
+        for each in (checkpoint, best):
+            _ = each.save_counter  # made by all: within a step the chief alone would make a variable of all workers
         if self._latest.latest_checkpoint:
             checkpoint.restore(self._latest.latest_checkpoint).assert_existing_objects_matched()
             self._refuse_other_order(order)
