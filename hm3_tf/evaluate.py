@@ -130,8 +130,9 @@ class Evaluator:
           DataError: A shard is corrupt, or its records do not hold what the schema says.
         """
         tally, truth = self.new_tally(), self.new_truth()
-        workers = input_context(self._strategy).num_input_pipelines
-        with Progress("validate", self._reader.index.rows // workers) as progress:
+        context, total = input_context(self._strategy), self._reader.index.rows
+        end = (context.input_pipeline_id + 1) * total // context.num_input_pipelines
+        with Progress("validate", end - self._first_row) as progress:
             for rows in self.rows():
                 tally.update(rows)
                 truth.update(rows)
