@@ -76,9 +76,9 @@ def test_a_table_has_means_and_differences_and_marks_those_that_leave_out_zero(r
 
 
 def test_steps_are_the_differences_of_pairs(results):
-    steps = Steps("Order.", [("hm3", "base")], ["log S", "log M"], {"auc": "AUC"}, 3, {"hm3": "+0.008"})
+    steps = Steps("Order.", [("hm3", "base")], ["log S", "log M"], {"auc": "AUC"}, {"hm3": "+0.008"})
     difference = results.difference("hm3", "base", "log S", "auc")
-    cell = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    cell = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
     assert steps.runs == ("hm3", "base")
     assert steps.markdown(results).splitlines() == [
         "**Order.** Mean over 0 to 3 seeds, paired by seed, with 95 % intervals.",
@@ -90,14 +90,14 @@ def test_steps_are_the_differences_of_pairs(results):
 
 
 def test_lines_are_means_or_paired_differences(results):
-    lines = Lines("AUC", ["base", "hm3"], {"log S": "S", "log M": "M"}, "auc", "AUC", digits=2)
+    lines = Lines("AUC", ["base", "hm3"], {"log S": "S", "log M": "M"}, "auc", "AUC")
     base, hm3 = (results.estimate(run, "log S", "auc") for run in ("base", "hm3"))
     assert lines.plot("k", results).words == (
-        f"Means and 95 % intervals. base: S 0.81 ({base.low:.2f} to {base.high:.2f}); "
-        f"hm3: S 0.82 ({hm3.low:.2f} to {hm3.high:.2f}), M 0.90 (nan to nan)."
+        f"Means and 95 % intervals. base: S 0.8100 ({base.low:.4f} to {base.high:.4f}); "
+        f"hm3: S {hm3.mean:.4f} ({hm3.low:.4f} to {hm3.high:.4f}), M 0.9000 (nan to nan)."
     )
     less = dataclasses.replace(lines, runs=["hm3"], baseline="base").plot("k", results)
-    assert less.words.startswith("Means and 95 % intervals. hm3: S 0.01 (")
+    assert less.words.startswith("Means and 95 % intervals. hm3: S 0.0133 (")
 
 
 def test_blocks_of_a_document_are_replaced_and_nothing_else(tmp_path):

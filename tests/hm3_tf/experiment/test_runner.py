@@ -155,7 +155,8 @@ def test_results_of_another_config_are_refused(whole, plan_file):
     workdir, _ = whole
     plan = load_plan(plan_file)
     other = Config(
-        ModelConfig("base", tower_units=(8,), dropout=0.0, features=("brand",)), training=TrainingConfig(epochs=1)
+        ModelConfig("base", tower_units=(8,), dropout=0.0, features=("brand",)),
+        training=TrainingConfig(epochs=1, global_batch_size=512),
     )
     changed = Plan({"true": plan.logs["true"]}, {"base": [other]}, 1, test_rows=4096)
     with pytest.raises(
