@@ -4,11 +4,12 @@ VENV ?= .venv
 LATEST ?= .venv-latest
 DEMO ?= demo-out
 BENCH ?= bench-out
+EXPERIMENTS ?= experiments-out
 HM3 = $(VENV)/bin/hm3
 # Tests of a file share its fixtures, so a file stays in one process.
 IN_TWO = --numprocesses=2 --dist=loadfile
 
-.PHONY: install demo test test-latest lint format bench bench-peers requirements clean
+.PHONY: install demo test test-latest lint format bench bench-peers tables table3 table4 table5 worlds requirements clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt setup.py
@@ -65,6 +66,19 @@ $(BENCH)/%/.installed: benchmarks/peers/requirements-%.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
 	[ $* != deepctr ] || $(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps deepctr==0.9.4
 	touch $@
+
+# The paper's tables on simulated logs, into docs/experiments.md. What was run before is not run again.
+PAPER = $(HM3) experiment --plan=configs/experiments/simulated.py:paper --workdir=$(EXPERIMENTS)/paper --output=docs/experiments.md
+tables: install
+	$(PAPER)
+table3 table4: install
+	$(PAPER) --part=$@ $(addprefix --part=$@_,labels order losses edge_order settings)
+table5: install
+	$(PAPER) --part=table5
+
+# All methods in every other world.
+worlds: install
+	$(HM3) experiment --plan=configs/experiments/simulated.py:worlds --workdir=$(EXPERIMENTS)/worlds --output=docs/experiments.md
 
 requirements:
 	$(PYTHON) -m venv .venv-resolver

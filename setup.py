@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=["hm3_tf", "hm3_tf.report", "data_pipeline", "data_pipeline.sources"],
+    packages=["hm3_tf", "hm3_tf.report", "hm3_tf.experiment", "data_pipeline", "data_pipeline.sources"],
     package_data={"hm3_tf.report": ["page.html"]},
     entry_points={"console_scripts": ["hm3=hm3_tf.cli:main"]},
     install_requires=[
@@ -38,6 +38,10 @@ setup(
         "report": [
             "matplotlib>=3.8,<4",  # plots
             "jinja2>=3.1,<4",  # the page, with all text escaped
+        ],
+        "experiment": [
+            "scipy>=1.11,<2",  # Student's t
+            "matplotlib>=3.8,<4",  # its plots
         ],
         "dev": [
             "pytest>=8,<10",  # tests

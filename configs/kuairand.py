@@ -7,13 +7,17 @@ About a minute on two cores. On ten days of the log (README) HM3 has test AUCs o
 """
 
 from hm3_tf.config import Config, LossWeights, ModelConfig, TrainingConfig
+from hm3_tf.methods import CHAINS
 
 
 def get_config(method: str = "hm3") -> Config:
-    """Returns the config of a method of the paper; all share the settings that were chosen for HM3.
+    """Returns the config of a method; all share the settings that were chosen for HM3, but for the weights of losses.
+
+    Those are of the chains only; a method with a design of its own has its own weights.
 
     Ids overfit the click in a second pass, and the rare like needs more than one: so each epoch starts with new embeddings.
     """
+    weights = {"loss_weights": LossWeights(purchase=10.0), "edge_loss_weight": 1.0} if method in CHAINS else {}
     return Config(
         model=ModelConfig(method=method, tower_units=(128, 64), dropout=0.5, embedding_dim=16, cross_layers=1),
         training=TrainingConfig(
@@ -21,8 +25,7 @@ def get_config(method: str = "hm3") -> Config:
             epochs=3,
             learning_rate=0.002,
             reset_embeddings=True,
-            loss_weights=LossWeights(purchase=10.0),
-            edge_loss_weight=1.0,
             log_every_steps=50,
+            **weights,
         ),
     )

@@ -49,6 +49,11 @@ class SplitIndex:
         """Number of impressions."""
         return int(self.blocks[:, 3].sum())
 
+    def part(self, start: int, stop: int) -> "SplitIndex":
+        """Returns the blocks whose first row is one of rows `start` to `stop` - 1 of the split."""
+        first = np.cumsum(self.blocks[:, 3]) - self.blocks[:, 3]
+        return dataclasses.replace(self, blocks=self.blocks[(first >= start) & (first < stop)])
+
     @property
     def fingerprint(self) -> int:
         """Tells one log from another by the sizes of its shards and records, wherever they lie: an int64."""

@@ -5,10 +5,10 @@ Works on NumPy arrays and on tensors alike: the converter and the reader cannot 
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from operator import or_
+from operator import and_, or_
 from typing import Any
 
-from data_pipeline.schema import Level
+from data_pipeline.schema import Level, Schema
 from hm3_tf.behavior_graph import IMPRESSION, BehaviorGraph
 from hm3_tf.errors import ConfigError, did_you_mean
 
@@ -43,13 +43,63 @@ def raw_flags(levels: Sequence[Level], columns: Mapping[str, Any]) -> dict[str, 
     Returns:
       {level: bool [rows]}.
     """
-    return {level.name: reduce(or_, _column_flags(level, columns)) for level in levels}
+    return {level.name: reduce(or_, [_flag(level, columns[name]) for name in level.any_of]) for level in levels}
 
 
-def _column_flags(level: Level, columns: Mapping[str, Any]) -> list[Any]:
-    if not level.values:
-        return [columns[name] > 0 for name in level.any_of]
-    return [columns[name] == value for name in level.any_of for value in level.values]
+def _flag(level: Level, column: Any) -> Any:
+    """Returns where a column of a level says that it happened: bool [rows]."""
+    return reduce(or_, [column == value for value in level.values]) if level.values else column > 0
+
+
+def find_level(schema: Schema, name: str) -> Level:
+    """Returns a level of a log.
+
+    Raises:
+      ConfigError: It has none of that name.
+    """
+    levels = {level.name: level for level in schema.levels}
+    if name not in levels:
+        raise ConfigError(
+            f"the method: expected levels of the log, got {name!r}; {did_you_mean(name, levels)}; name the levels so in the "
+            "schema, or use a method whose levels the log has"
+        )
+    return levels[name]
+
+
+def reachable(levels: Sequence[Level], labels: Mapping[str, Any], name: str) -> Any:
+    """Returns the rows on which a level could happen: where the gates before it did.
+
+    Args:
+      levels: Levels in order.
+      labels: {level: bool [rows]}.
+      name: Name of a level.
+
+    Returns:
+      bool [rows].
+    """
+    before = levels[: [level.name for level in levels].index(name)]
+    everywhere = labels[name] | ~labels[name]
+    return reduce(and_, [labels[level.name] for level in before if level.gate], everywhere)
+
+
+def behavior_names(level: Level) -> tuple[str, ...]:
+    """Returns the names of the labels of a level's behaviors, one a column: `d_mi.picture`."""
+    return tuple(f"{level.name}.{column}" for column in level.any_of)
+
+
+def split(level: Level, columns: Mapping[str, Any], label: Any) -> dict[str, Any]:
+    """Returns the labels of the behaviors that make up a level.
+
+    Args:
+      level: The level.
+      columns: {behavior column: numbers [rows]}.
+      label: bool [rows], the level's label, which keeps the hierarchy; so do the results.
+
+    Returns:
+      {behavior, see `behavior_names`: bool [rows]}.
+    """
+    flags = [_flag(level, columns[column]) & label for column in level.any_of]
+    return dict(zip(behavior_names(level), flags))
 
 
 def nest(levels: Sequence[Level], flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

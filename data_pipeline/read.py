@@ -143,9 +143,10 @@ class Reader:
       sample_weights: Whether the column of role `weight` scales the weights.
       carry: Columns passed through as they are, as a fourth element.
       sampling: The rows that an epoch of training reads, or None for all.
+      split_levels: Levels whose behaviors are labels too, see `labels.split`.
 
     Raises:
-      ConfigError: The policy, a carried column or a part of a merged level is unknown.
+      ConfigError: The policy, a carried column, a level to split or a part of a merged level is unknown.
     """
 
     index: SplitIndex
@@ -157,12 +158,15 @@ class Reader:
     sample_weights: bool = True
     carry: tuple[str, ...] = ()
     sampling: NegativeSampling | None = None
+    split_levels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         label_rules.check_policy(self.nesting, "data.nesting")
         label_rules.merge({level.name: False for level in self.levels}, self.merged_levels)
         for name in self.carry:
             self.schema.column(name, "carried column")
+        for name in self.split_levels:
+            label_rules.find_level(self.schema, name)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -364,5 +368,8 @@ class _WindowReader:
             weights *= _present_weight(column, columns[column.name])
         inputs = network_inputs(columns, reader.features)
         levels = {name: tf.cast(v, tf.float32) for name, v in label_rules.merge(labels, reader.merged_levels).items()}
+        for name in reader.split_levels:
+            behaviors = label_rules.split(label_rules.find_level(reader.schema, name), columns, labels[name])
+            levels |= {behavior: tf.cast(v, tf.float32) for behavior, v in behaviors.items()}
         carried = ({name: columns[name] for name in reader.carry},) if reader.carry else ()
         return (inputs, levels, weights, *carried)

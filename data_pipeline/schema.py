@@ -19,6 +19,7 @@ ROLES = ("feature", "behavior", "weight", "group", "ignored", "truth")
 SCALAR: tuple[int | None, ...] = ()
 VARIABLE: tuple[int | None, ...] = (None,)
 FORMAT_VERSION = 1
+TRUTH_PREFIX = "truth_"
 
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_./>-]*")  # what TensorFlow can name an input of a signature
 
@@ -57,7 +58,8 @@ class Column:
       name: Its name in the records.
       dtype: `int64`, `string` or `float` (float32).
       role: `feature` (an input), `behavior` (a label), `weight` (of the row, at most one column), `group` (metrics are
-        grouped by it; an input too if it declares hashing), `truth` (of a simulator, never an input) or `ignored`.
+        grouped by it; an input too if it declares hashing), `truth` (of a simulator, never an input; no other role but
+        `ignored` can have a name that begins with `truth_`) or `ignored`.
       shape: () for one value a row, (n,) for n of them, (None,) for any number.
       max_length: Of a variable-length column: values beyond it are cut off when the column is an input.
       hashing: Default hashing; an int64 or string input needs it.
@@ -88,6 +90,11 @@ class Column:
             return f"expected a dtype of {DTYPES}, got {self.dtype!r}; {did_you_mean(self.dtype, DTYPES)}"
         if self.role not in ROLES:
             return f"expected a role of {ROLES}, got {self.role!r}; {did_you_mean(self.role, ROLES)}"
+        if self.name.startswith(TRUTH_PREFIX) and self.role not in ("truth", "ignored"):
+            return (
+                f"expected the role 'truth' or 'ignored' for a name of the simulator's truth, got {self.role!r}; a column of "
+                f"one's own needs a name without {TRUTH_PREFIX!r}"
+            )
         if len(self.shape) > 1 or any(n is not None and n < 1 for n in self.shape):
             return f"expected the shape [], [n] or [null], got {list(self.shape)}"
         if self.role in ("behavior", "weight", "group") and self.shape != SCALAR:

@@ -6,12 +6,13 @@ On public logs an AUC's standard error exceeds the gaps between methods, so meth
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from numpy import ndarray
 
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
+from data_pipeline.worlds import CLICK, PROFILES, PURCHASE, WORLDS, Law, Profile, World, solve
 from hm3_tf.errors import ConfigError, did_you_mean
 
 CHUNK_ROWS, POSITIONS, CANDIDATES = 65_536, 8, 16
@@ -29,45 +30,9 @@ USER_ATTRIBUTES = {"city": (30, 0.15), "age": (7, 0.15), "gender": (2, 0.10), "p
 ITEM_ATTRIBUTES = {"category": (24, 0.35), "brand": (120, 0.15), "shop": (200, 0.10)}
 # Traits: a main effect for each of the utilities click, micro, macro, purchase, then two latent factors for each.
 UTILITIES, TRAITS, ITEM_SHARE, USER_SHARE, PRODUCT_SHARE = 4, 12, 0.45, 0.30, 0.25
-CORRELATIONS = ((1.0, 0.3, 0.3, 0.3), (0.3, 1.0, 0.7, 0.7), (0.3, 0.7, 1.0, 0.8), (0.3, 0.7, 0.8, 1.0))
-EDGES, EDGE_UTILITY = ("y1", "y2", "y3", "y5", "y4", "y6"), [0, 1, 2, 2, 3, 3]
-PROBABILITIES = ("pctr", "pcvr", "pctcvr", "d_mi", "d_ma", *EDGES[1:])
+EDGES = ("y2", "y3", "y5", "y4", "y6")  # of HM3 after the click, in the order of Figure 1(b)
+PROBABILITIES = ("pctr", "pcvr", "pcvr_given_click", "pctcvr", "d_mi", "d_ma", *EDGES)
 LOG, POPULATION, CALIBRATION = range(3)  # last in the key of a generator; as numpy pads with zeros, LOG can be left out
-
-
-@dataclasses.dataclass(frozen=True)
-class Profile:
-    """Target rates in the order of the edges; those after `click` are among clicked rows (HM3, Table 2; ESM2)."""
-
-    click: float
-    d_mi: float = 0.247
-    d_ma_given_d_mi: float = 0.197
-    d_ma_given_no_d_mi: float = 0.108
-    purchase_given_d_ma: float = 0.236
-    purchase_given_no_d_ma: float = 0.004
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-    """How behaviors come about.
-
-    Attributes:
-      scales: Standard deviation of each utility: click, micro, macro, purchase.
-      correlations: Of the observed parts of the utilities, [4][4] in that order, positive definite.
-      observed_r2: Share of a utility's variance that the features determine, in [0, 1]; the rest is noise of the row.
-      position_effect: Taken off the click logit, times log(1 + position).
-      price_sensitivity: Taken off the purchase logit of a mean user, times the standardized log price.
-    """
-
-    scales: tuple[float, ...] = (0.8, 1.1, 1.1, 1.7)
-    correlations: tuple[tuple[float, ...], ...] = CORRELATIONS
-    observed_r2: float = 0.9
-    position_effect: float = 0.5
-    price_sensitivity: float = 0.3
-
-
-PROFILES: Mapping[str, Profile] = {"paper": Profile(click=0.0298), "dense": Profile(click=0.10)}
-WORLDS: Mapping[str, World] = {"graph_true": World()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +66,13 @@ class SimulatedLog:
                 raise ConfigError(f"simulation: expected {name} of at least {least}, got {getattr(self, name)}")
 
     @property
-    def _world(self) -> World:
+    def world_settings(self) -> World:
+        """The world."""
         return WORLDS[self.world] if isinstance(self.world, str) else self.world
 
     @property
-    def _profile(self) -> Profile:
+    def profile_settings(self) -> Profile:
+        """The profile."""
         return PROFILES[self.profile] if isinstance(self.profile, str) else self.profile
 
     @functools.cached_property
@@ -128,32 +95,34 @@ class SimulatedLog:
         return Schema(columns, tuple(Level(name, any_of, gate=name == "click") for name, any_of in LEVELS.items()))
 
     @functools.cached_property
-    def intercepts(self) -> ndarray:
-        """Intercepts of the logits of EDGES, float32 [6], solved on impressions that are not in the log."""
-        draws = [self._impressions(index, CALIBRATION)[3] for index in range(CALIBRATION_CHUNKS)]
-        return _calibrate(np.concatenate(draws, 1, dtype=np.float32), self._profile)
+    def law(self) -> Law:
+        """The world with its intercepts, which are solved on impressions that are not in the log."""
+        draws = [self._impressions(index, CALIBRATION).utilities for index in range(CALIBRATION_CHUNKS)]
+        return solve(self.world_settings, self.profile_settings, np.concatenate(draws, 1, dtype=np.float32))
 
     @functools.cached_property
     def _population(self) -> "_Population":
         return _Population(np.random.default_rng([self.seed, 0, POPULATION]), self.users, self.items)
 
-    def _impressions(self, index: int, stream: int) -> tuple[np.random.Generator, ndarray, ndarray, ndarray]:
+    def _impressions(self, index: int, stream: int) -> "_Impressions":
         rng = np.random.default_rng([self.seed, index, stream])
-        return rng, *self._population.impressions(rng, self._world)
+        sharing = 1 if stream == CALIBRATION else POSITIONS  # of more intents the mean is closer to its expectation
+        return self._population.impressions(rng, self.world_settings, sharing)
 
     def batches(self) -> Iterator[dict[str, ndarray | tuple[ndarray, ndarray]]]:
         """Yields chunks of 65,536 rows and the rest, in order.
 
         Yields:
-          {column of the schema: int64, float32 or str [rows]}; "" is missing. `history` is (ids int64 [total],
+          {column of the schema: int64, float32 or bytes [rows]}; b"" is missing. `history` is (ids int64 [total],
           lengths int64 [rows]). `truth_do_*` are the outcomes had the row been clicked, 0 or 1 like the labels.
         """
         return map(self._chunk, range(-(-self.rows // CHUNK_ROWS)))
 
     def _chunk(self, index: int) -> dict[str, ndarray | tuple[ndarray, ndarray]]:
-        rng, users, items, utilities = self._impressions(index, LOG)
-        columns = self._population.features(rng, users, items)
-        columns |= _behaviors(rng, 1 / (1 + np.exp(-utilities - self.intercepts[:, None])))
+        shown = self._impressions(index, LOG)
+        columns = self._population.features(shown)
+        columns |= _labels(shown.rng, self.law, shown.utilities)
+        columns |= true_probabilities(self.law, shown.utilities, shown.intent)
         columns["gmv"] = columns["price"] * columns["purchase"].astype(np.float32)
         row = np.arange(index * CHUNK_ROWS, (index + 1) * CHUNK_ROWS)
         columns |= {"day": row * DAYS // self.rows, "slate": row // POSITIONS, "position": row % POSITIONS}
@@ -182,7 +151,9 @@ class _Entities:
         return np.searchsorted(self.cdf[:-1], uniforms, side="right")
 
     def texts(self, index: ndarray) -> dict[str, ndarray]:
-        names = {name: [f"{name}_{code}" for code in range(codes.max() + 1)] for name, codes in self.codes.items()}
+        names = {
+            name: [f"{name}_{code}".encode() for code in range(codes.max() + 1)] for name, codes in self.codes.items()
+        }
         return {name: np.array(names[name])[codes[index]] for name, codes in self.codes.items()}
 
 
@@ -215,23 +186,27 @@ class _Population:
         shown = np.argsort(-score, axis=1)[:, :POSITIONS]
         return users, np.take_along_axis(candidates, shown, 1), np.take_along_axis(affinity, shown[..., None], 1)
 
-    def impressions(self, rng: np.random.Generator, world: World) -> tuple[ndarray, ndarray, ndarray]:
-        """Returns users [slates], items [slates, positions] and the utilities behind the edges [6, rows]."""
+    def impressions(self, rng: np.random.Generator, world: World, sharing: int) -> "_Impressions":
+        """Returns a chunk of impressions, drawn with `rng`, so many of which share an intent."""
         users, items, affinity = self._slates(rng)
         observed = affinity @ np.linalg.cholesky(np.array(world.correlations)).T
         noise = np.sqrt(1 - world.observed_r2) * rng.standard_normal(observed.shape)
         utilities = (np.sqrt(world.observed_r2) * observed + noise) * world.scales
-        utilities[..., 0] -= world.position_effect * np.log1p(np.arange(POSITIONS))
+        utilities[..., CLICK] -= world.position_effect * np.log1p(np.arange(POSITIONS))
         aversion = 1.5 - 0.25 * self.users.codes["power"][users]  # the five levels of power give 1.5 ... 0.5
-        utilities[..., 3] -= world.price_sensitivity * aversion[:, None] * self.log_price[items]
-        return users, items, utilities.reshape(CHUNK_ROWS, UTILITIES).T[EDGE_UTILITY]
+        utilities[..., PURCHASE] -= world.price_sensitivity * aversion[:, None] * self.log_price[items]
+        intent = np.zeros(1)
+        if any(world.intent):
+            intent = np.repeat(rng.standard_normal(CHUNK_ROWS // sharing), sharing)
+        utilities = utilities.reshape(CHUNK_ROWS, UTILITIES).T + np.outer(world.intent, intent)
+        return _Impressions(rng, np.repeat(users, POSITIONS), items.ravel(), utilities, intent)
 
-    def features(self, rng: np.random.Generator, users: ndarray, items: ndarray) -> dict:
-        """Returns ids, attributes, price and history [rows] of users [slates] and items [slates, positions]."""
-        users, items = np.repeat(users, POSITIONS), items.ravel()
+    def features(self, shown: "_Impressions") -> dict:
+        """Returns ids, attributes, price and history [rows]."""
+        rng, users, items = shown.rng, shown.users, shown.items
         result = {"user_id": self.users.ids[users], "item_id": self.items.ids[items]}
         result |= self.users.texts(users) | self.items.texts(items)
-        result["brand"][rng.random(CHUNK_ROWS) < MISSING_BRAND] = ""
+        result["brand"][rng.random(CHUNK_ROWS) < MISSING_BRAND] = b""
         result["price"] = np.exp(3.5 + 0.8 * self.log_price[items]).astype(np.float32)
         starts = np.repeat(rng.integers(LIKED - HISTORY + 1, size=CHUNK_SLATES), POSITIONS)
         lengths = np.repeat(rng.integers(HISTORY + 1, size=CHUNK_SLATES), POSITIONS)
@@ -239,43 +214,85 @@ class _Population:
         return result | {"history": (liked[np.arange(HISTORY) < lengths[:, None]], lengths)}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Impressions:
+    """A chunk of impressions and what is drawn for them, [rows] each.
+
+    Attributes:
+      rng: The generator, for what is yet to be drawn.
+      users, items: Their places in the population.
+      utilities: float [4, rows], the intent included.
+      intent: Of the session; [1] zero in a world without.
+    """
+
+    rng: np.random.Generator
+    users: ndarray
+    items: ndarray
+    utilities: ndarray
+    intent: ndarray
+
+
 def _head(value: ndarray | tuple[ndarray, ndarray], rows: int) -> ndarray | tuple[ndarray, ndarray]:
     return (value[0][: value[1][:rows].sum()], value[1][:rows]) if isinstance(value, tuple) else value[:rows]
 
 
-def _reach(edges: ndarray) -> tuple[ndarray, ...]:
-    """Returns the probability of arriving at each edge, [rows] each, of the edges' own [6, rows] (HM3, Eq. 1-3)."""
-    y1, y2, y3, y5, _, _ = edges
-    d_ma = y2 * y3 + (1 - y2) * y5
-    return np.ones_like(y1), y1, y1 * y2, y1 * (1 - y2), y1 * d_ma, y1 * (1 - d_ma)
+def true_probabilities(law: Law, utilities: ndarray, intent: ndarray) -> dict[str, ndarray]:
+    """Returns the truth columns: probabilities given the features and the row's noise.
+
+    What an unobserved intent adds is averaged over it: for `pcvr` as if every impression were clicked; for `pcvr_given_click`
+    and the edges among the clicked ones, of whom more have a high intent.
+
+    Args:
+      law: The law of the world.
+      utilities: float [4, rows], the intent included.
+      intent: float [rows] (or [1], zero), which is taken off the utilities.
+
+    Returns:
+      {`truth_` and a name of `PROBABILITIES`: float32 [rows]}.
+    """
+    nodes, weights = law.world.intents
+    loadings = np.array(law.world.intent)[:, np.newaxis]
+    rows = utilities.shape[1]
+    pctr, pcvr = np.zeros(rows), np.zeros(rows)
+    reached, bought = np.zeros((2, 2, rows)), np.zeros((2, 2, rows))
+    for node, weight in zip(nodes, weights):
+        behavior = law.behavior(utilities + loadings * (node - intent))
+        levels = behavior.levels * (weight * behavior.click)
+        pctr += weight * behavior.click
+        pcvr += weight * (behavior.levels * behavior.purchase).sum(axis=(0, 1))
+        reached += levels  # P(click, d_mi, d_ma) [2, 2, rows]
+        bought += levels * behavior.purchase  # P(click, d_mi, d_ma, purchase)
+    pctcvr = bought.sum(axis=(0, 1))
+    no_d_mi, d_mi = reached.sum(axis=1)
+    no_d_ma, d_ma = reached.sum(axis=0)
+    levels = (d_mi, d_ma, d_mi / pctr, reached[1, 1] / d_mi, reached[0, 1] / no_d_mi)
+    purchases = bought.sum(axis=0) / (no_d_ma, d_ma)
+    values = (pctr, pcvr, pctcvr / pctr, pctcvr, *levels, purchases[1], purchases[0])
+    return {f"truth_{name}": value.astype(np.float32) for name, value in zip(PROBABILITIES, values, strict=True)}
 
 
-def _calibrate(utilities: ndarray, profile: Profile) -> ndarray:
-    """Returns the intercepts [6] with which utilities [6, rows] give the rates of `profile`, by bisection."""
-    intercepts, edges = np.zeros(len(EDGES), utilities.dtype), np.zeros_like(utilities)
-    for edge, rate in enumerate(dataclasses.astuple(profile)):
-        reach = _reach(edges)[edge]
-        for step in 16 * 0.5 ** np.arange(20):  # a grid of 6e-5, so that another machine finds the same numbers
-            edges[edge] = 1 / (1 + np.exp(-utilities[edge] - intercepts[edge]))
-            intercepts[edge] += step if reach @ edges[edge] < rate * reach.sum() else -step
-    return intercepts
-
-
-def _behaviors(rng: np.random.Generator, edges: ndarray) -> dict[str, ndarray]:
-    """Returns labels and truths [rows] of the edges' probabilities [6, rows]; pctcvr is HM3's Eq. 4."""
-    y1, y2, y3, y5, y4, y6 = edges
-    _, pctr, p_d_mi, _, p_d_ma, p_no_d_ma = _reach(edges)
-    pctcvr = p_d_ma * y4 + p_no_d_ma * y6
-    truths = zip(PROBABILITIES, (pctr, pctcvr / pctr, pctcvr, p_d_mi, p_d_ma, *edges[1:]))
-    uniforms = rng.random((4, edges.shape[1]))
-    click, d_mi = uniforms[0] < y1, uniforms[1] < y2
-    d_ma = uniforms[2] < np.where(d_mi, y3, y5)
-    purchase = uniforms[3] < np.where(d_ma, y4, y6)
-    outcomes = {"truth_do_d_mi": d_mi, "truth_do_d_ma": d_ma, "truth_do_purchase": purchase}
-    outcomes |= {"click": click, "purchase": purchase & click}
-    result = {name: happened.astype(np.int64) for name, happened in outcomes.items()}
-    result |= _members(rng, d_mi & click, MICRO_MIX, MICRO_ANY) | _members(rng, d_ma & click, MACRO_MIX, MACRO_ANY)
-    return result | {f"truth_{name}": values.astype(np.float32) for name, values in truths}
+def _labels(rng: np.random.Generator, law: Law, utilities: ndarray) -> dict[str, ndarray]:
+    """Returns labels {name: int64 [rows]}, and what they had been of a clicked row, `truth_do_...`."""
+    behavior = law.behavior(utilities)
+    uniforms = rng.random((4, utilities.shape[1]))
+    click = uniforms[0] < behavior.click
+    no_d_mi, with_d_mi = behavior.levels.sum(axis=1)
+    d_mi = uniforms[1] < with_d_mi
+    d_ma = uniforms[2] < np.where(d_mi, behavior.levels[1, 1] / with_d_mi, behavior.levels[0, 1] / no_d_mi)
+    purchases = np.broadcast_to(behavior.purchase, behavior.levels.shape)
+    purchase = uniforms[3] < np.where(
+        d_mi, np.where(d_ma, purchases[1, 1], purchases[1, 0]), np.where(d_ma, purchases[0, 1], purchases[0, 0])
+    )
+    outcomes = {"d_mi": d_mi, "d_ma": d_ma, "purchase": purchase}
+    seen = {name: happened & click for name, happened in outcomes.items()}
+    if any(law.world.stray):
+        strays = rng.random((3, len(click))) < law.stray_rates[:, np.newaxis]
+        seen = {name: outcomes[name] & (click | stray) for name, stray in zip(outcomes, strays)}
+    result = {"click": click, "purchase": seen["purchase"]} | {f"truth_do_{k}": v for k, v in outcomes.items()}
+    result = {name: happened.astype(np.int64) for name, happened in result.items()}
+    return (
+        result | _members(rng, seen["d_mi"], MICRO_MIX, MICRO_ANY) | _members(rng, seen["d_ma"], MACRO_MIX, MACRO_ANY)
+    )
 
 
 def _members(rng: np.random.Generator, happened: ndarray, mix: dict[str, float], any_of: float) -> dict[str, ndarray]:

@@ -105,6 +105,8 @@ class StatisticsBuilder:
             for column in schema.columns
             if column.is_input or column.role in ("group", "weight")
         }
+        self._several = [level for level in schema.levels if len(level.any_of) > 1]
+        self._together = {level.name: np.zeros((len(level.any_of),) * 2, np.int64) for level in self._several}
         self._patterns: Counter[int] = Counter()
         self._violations: Counter[str] = Counter()
 
@@ -119,6 +121,11 @@ class StatisticsBuilder:
         code = sum(labels[level.name].astype(np.int64) << i for i, level in enumerate(self._schema.levels))
         values, counts = np.unique(code, return_counts=True)
         self._patterns.update(dict(zip(values.tolist(), counts.tolist())))
+        for level in self._several:
+            behaviors = np.stack(list(label_rules.split(level, columns, labels[level.name]).values())).astype(
+                np.float64
+            )
+            self._together[level.name] += np.rint(behaviors @ behaviors.T).astype(np.int64)
         for name, counter in self._columns.items():
             counter.update(columns[name])
 
@@ -134,7 +141,27 @@ class StatisticsBuilder:
             "".join(str(code >> i & 1) for i in range(len(names))): n for code, n in sorted(self._patterns.items())
         }
         columns = {name: counter.result() for name, counter in self._columns.items()}
-        return SplitStatistics(names, patterns, dict(self._violations), columns)
+        together = {name: counts.tolist() for name, counts in self._together.items()}
+        return SplitStatistics(names, patterns, dict(self._violations), columns, together)
+
+
+@dataclasses.dataclass(frozen=True)
+class CoOccurrences:
+    """How often the behaviors of a level happen together.
+
+    Attributes:
+      names: Names of the behaviors' labels.
+      counts: int64 [behaviors, behaviors], rows on which both happened, after the gates before the level.
+      rows: Rows on which these gates happened.
+    """
+
+    names: tuple[str, ...]
+    counts: np.ndarray
+    rows: int
+
+    def rates(self) -> dict[str, float]:
+        """Returns {behavior: its rate in (0, 1) after the gates}, smoothed by half a positive and half a negative row."""
+        return {name: float((n + 0.5) / (self.rows + 1)) for name, n in zip(self.names, self.counts.diagonal())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +173,14 @@ class SplitStatistics:
       label_patterns: Rows by which levels happened: {"1010": rows}, a digit a level.
       violations: Labels that broke the hierarchy, by kind: {"purchase without click": rows}.
       columns: {column: figures}: count, missing, and cardinality, or mean, std, min and max of each element.
+      together: {level of several behaviors: [behaviors][behaviors] rows on which both happened, in the schema's order}.
     """
 
     level_names: tuple[str, ...]
     label_patterns: Mapping[str, int]
     violations: Mapping[str, int]
     columns: Mapping[str, Mapping[str, Any]]
+    together: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -190,6 +219,29 @@ class SplitStatistics:
             for edge, (reached, happened) in label_rules.edge_rows(graph, labels).items()
         }
 
+    def co_occurrences(self, schema: Schema, level: str) -> "CoOccurrences":
+        """Returns how often the behaviors of a level happen together.
+
+        Args:
+          schema: Schema of the log.
+          level: Name of a level.
+
+        Raises:
+          ConfigError: The log has no such level.
+          DataError: The statistics are of a conversion that did not count them.
+        """
+        names = label_rules.behavior_names(label_rules.find_level(schema, level))
+        labels, rows = self._labels({})
+        if self.rows and len(names) > 1 and level not in self.together:
+            raise DataError(
+                f"statistics.json: expected the rows on which behaviors of level {level!r} happened together, found none; "
+                "convert the log again"
+            )
+        counts = np.array(self.together.get(level, np.zeros((len(names),) * 2)), np.int64)
+        if len(names) == 1:
+            counts[:] = rows[labels[level]].sum()
+        return CoOccurrences(names, counts, int(rows[label_rules.reachable(schema.levels, labels, level)].sum()))
+
     def as_dict(self) -> dict[str, Any]:
         """Returns what `statistics.json` holds of the split."""
         return {
@@ -197,6 +249,7 @@ class SplitStatistics:
             "levels": self.rates() if self.rows else {},
             "label_patterns": dict(self.label_patterns),
             "violations": dict(self.violations),
+            "together": {level: [list(row) for row in counts] for level, counts in self.together.items()},
             "columns": {name: dict(figures) for name, figures in self.columns.items()},
         }
 
@@ -233,7 +286,9 @@ def from_json(text: str, levels: Sequence[str], path: str) -> dict[str, SplitSta
     try:
         data = json.loads(text)
         splits = {
-            name: SplitStatistics(tuple(levels), split["label_patterns"], split["violations"], split["columns"])
+            name: SplitStatistics(
+                tuple(levels), split["label_patterns"], split["violations"], split["columns"], split.get("together", {})
+            )
             for name, split in data.items()
         }
         widths = {len(pattern) for split in splits.values() for pattern in split.label_patterns}

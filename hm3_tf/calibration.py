@@ -93,7 +93,7 @@ class Calibration(keras.layers.Layer):
 
 
 def platt_line(counts: np.ndarray) -> tuple[float, float]:
-    """Returns the (scale, shift) of log-odds of the greatest likelihood, by Newton's method.
+    """Returns the (scale, shift) of log-odds of the greatest likelihood.
 
     A Gaussian prior of unit variance about the identity keeps the answer finite where classes are separable or missing, and
     weighs no more than a row or two elsewhere.
@@ -105,26 +105,45 @@ def platt_line(counts: np.ndarray) -> tuple[float, float]:
       (scale, shift), scale > 0; the identity where the fit would turn the ranking round.
     """
     used = np.flatnonzero(counts.any(axis=0))
-    features = np.stack([bin_odds(counts.shape[1])[used], np.ones(len(used))])
-    positives, rows = counts[1, used], counts[:, used].sum(axis=0)
+    scale, shift = logistic_line(bin_odds(counts.shape[1])[used], counts[0, used], counts[1, used], prior=1.0)
+    if scale <= 0:
+        _LOGGER.warning(
+            "calibration: expected odds that rise with the prediction, got a slope of %.3f: left as it is", scale
+        )
+        return _IDENTITY
+    return scale, shift
+
+
+def logistic_line(
+    odds: np.ndarray, negatives: np.ndarray, positives: np.ndarray, prior: float = 0.0
+) -> tuple[float, float]:
+    """Returns the (scale, shift) of log-odds of the greatest likelihood, by Newton's method (Platt, 1999).
+
+    Args:
+      odds: float [rows], log-odds.
+      negatives: [rows], weight of each row as a negative.
+      positives: [rows], its weight as a positive.
+      prior: Weight of a Gaussian prior of unit variance about the identity, in rows.
+
+    Returns:
+      (scale, shift); NaN where no line is the best, as all odds are one.
+    """
+    features, rows = np.stack([odds, np.ones(len(odds))]), negatives + positives
 
     def loss(line: np.ndarray) -> float:
-        odds = line @ features
-        return rows @ np.logaddexp(0, odds) - positives @ odds + ((line - _IDENTITY) ** 2).sum() / 2
+        logits = line @ features
+        return rows @ np.logaddexp(0, logits) - positives @ logits + prior * ((line - _IDENTITY) ** 2).sum() / 2
 
     line = np.array(_IDENTITY)
+    if not prior and np.ptp(odds) == 0:
+        return float("nan"), float("nan")
     for _ in range(_MOST_NEWTON_STEPS):
         p = 1 / (1 + np.exp(-line @ features))
-        gradient = features @ (rows * p - positives) + line - _IDENTITY
-        step = np.linalg.solve((features * (rows * p * (1 - p))) @ features.T + np.eye(2), gradient)
+        gradient = features @ (rows * p - positives) + prior * (line - _IDENTITY)
+        step = np.linalg.solve((features * (rows * p * (1 - p))) @ features.T + prior * np.eye(2), gradient)
         while loss(line - step) > loss(line) + 1e-9 * abs(loss(line)):
             step /= 2
         line = line - step
         if np.abs(step).max() < 1e-9:
             break
-    if line[0] <= 0:
-        _LOGGER.warning(
-            "calibration: expected odds that rise with the prediction, got a slope of %.3f: left as it is", line[0]
-        )
-        return _IDENTITY
     return float(line[0]), float(line[1])

@@ -200,13 +200,8 @@ def _report(values: flags.FlagValues) -> None:
         from hm3_tf.report.gather import check_runs
         from hm3_tf.report.page import write_report
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in ("matplotlib", "jinja2"):
-            raise
-        raise Hm3Error(
-            f"hm3 report: expected the packages of the extra 'report', but {package} is not installed; "
-            "pip install 'hm3-tf[report]'"
-        ) from error
+        _explain_extra("report", ("matplotlib", "jinja2"), error)
+        raise
     from hm3_tf.workdir import open_workdir
 
     runs = [open_workdir(path) for path in values.workdir]
@@ -216,6 +211,52 @@ def _report(values: flags.FlagValues) -> None:
     print(f"wrote {values.output}")
 
 
+def _define_experiment(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
+    _string(values, "plan", None, "Plan file, as configs/experiments/simulated.py:paper.")
+    _string(values, "workdir", None, "Folder for the results; the same plan goes on where it stopped.")
+    flags.DEFINE_integer(
+        "processes", 2, "Logs at a time, each in a process on one thread.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_multi_string("part", None, "Table or plot of the plan to show; default all.", flag_values=values)
+    _string(
+        values, "output", None, "Markdown document whose blocks of these names are to be written; plots go to images/."
+    )
+
+
+def _experiment(values: flags.FlagValues) -> None:
+    try:
+        from hm3_tf.experiment.document import check_blocks, write_document
+        from hm3_tf.experiment.plan import load_plan
+        from hm3_tf.experiment.runner import run_plan
+    except ModuleNotFoundError as error:
+        _explain_extra("experiment", ("scipy", "matplotlib"), error)
+        raise
+    plan = load_plan(values.plan)
+    known = {**plan.tables, **plan.plots}
+    parts = values.part or list(known)
+    for name in parts:
+        if name not in known:
+            raise UsageError(f"--part: expected a table or plot of the plan, got {name!r}; {did_you_mean(name, known)}")
+    if values.output:
+        check_blocks(values.output, parts)
+    results = run_plan(plan.for_parts(parts), values.workdir, values.processes)
+    tables = {name: plan.tables[name].markdown(results) for name in parts if name in plan.tables}
+    plots = {name: plan.plots[name].plot(name, results) for name in parts if name in plan.plots}
+    if values.output:
+        write_document(values.output, tables, plots)
+    print("\n".join([*tables.values(), *(f"{plot.title}. {plot.words}" for plot in plots.values())]))
+
+
+def _explain_extra(extra: str, packages: Sequence[str], error: ModuleNotFoundError) -> None:
+    """Raises what to do about a missing package, if it is one of an extra."""
+    package = (error.name or "").partition(".")[0]
+    if package in packages:
+        raise Hm3Error(
+            f"hm3 {extra}: expected the packages of the extra {extra!r}, but {package} is not installed; "
+            f"pip install 'hm3-tf[{extra}]'"
+        ) from error
+
+
 VERBS = {
     "simulate": Verb("write a log whose true probabilities are known", _define_simulate, _simulate, ("output_dir",)),
     "convert": Verb("turn a raw log into a data folder", _define_convert, _convert, ("source", "input", "output_dir")),
@@ -223,6 +264,7 @@ VERBS = {
     "evaluate": Verb("print and write the figures of a trained model", _define_evaluate, _evaluate, ("workdir",)),
     "predict": Verb("write predictions as Parquet", _define_predict, _predict, ("workdir", "data_dir", "output")),
     "export": Verb("write a SavedModel for TF Serving", _define_export, _export, ("workdir", "export_dir")),
+    "experiment": Verb("run a plan of methods, logs and seeds", _define_experiment, _experiment, ("plan", "workdir")),
     "report": Verb("write figures and plots of runs as one HTML file", _define_report, _report, ("workdir", "output")),
 }
 

@@ -21,9 +21,9 @@ BEST_FIGURES = {"auc": 1, "log_loss": -1}  # that can choose the best checkpoint
 
 
 class LossWeights(dict[str, float]):
-    """Weights of the levels' losses; a level that is not named has weight 1.
+    """Weights of the losses; one that is not named has the method's weight, which is 1 for most.
 
-    Says that it has every level, so that a flag can set any: `--config.training.loss_weights.purchase=3`. Iterating gives those
+    Says that it has every loss, so that a flag can set any: `--config.training.loss_weights.purchase=3`. Iterating gives those
     that were set.
     """
 
@@ -67,7 +67,7 @@ class ModelConfig(_Section):
     """The network.
 
     Attributes:
-      method: Method of the paper: base, esmm, esm2, esm2_mi, hm3, hm3_r; with `graph` any name.
+      method: base, esmm, esm2, esm2_mi, hm3, hm3_r, gmcm, escm2_ipw, escm2_dr, dcmt, aitm, hm3_ipw, aux; with `graph` any name.
       graph: A behavior graph of one's own instead of the method's.
       tower_units: Widths of a tower's ReLU layers (ESM2: 512-256-128-32).
       dropout: Share of units dropped in training (ESM2: 0.5).
@@ -119,7 +119,8 @@ class TrainingConfig(_Section):
       reset_embeddings: Whether each epoch starts with new embeddings, so that ids do not overfit in the second (MEDA, Liu
         et al., arXiv 2305.19531). The rest of the network goes on learning.
       seed: Seeds the weights, the shuffle and the dropout.
-      loss_weights: {level: weight of its loss}.
+      loss_weights: {level, or loss that the method adds: weight}; the method's own where not set.
+      propensity_clip: Largest inverse propensity in the methods that weigh clicked rows by it (ESCM2: 15).
       edge_loss_weight: Weight of the full-path likelihood; 0 is the paper.
       log_every_steps: Steps between lines of metrics.jsonl.
       checkpoint_every_steps: Steps between checkpoints, besides one at each epoch's end.
@@ -139,6 +140,7 @@ class TrainingConfig(_Section):
     reset_embeddings: bool = False
     seed: int = 0
     loss_weights: dict[str, float] = dataclasses.field(default_factory=LossWeights)
+    propensity_clip: float = 15.0
     edge_loss_weight: float = 0.0
     log_every_steps: int = 100
     checkpoint_every_steps: int = 1000
@@ -208,6 +210,8 @@ def checked(config: Config) -> Config:
         _require(value > 0, name, "a number above 0", value)
     for name in ("max_steps", "edge_loss_weight", "early_stopping_epochs", "seed"):
         _require(getattr(training, name) >= 0, f"training.{name}", "a number of at least 0", getattr(training, name))
+    clip = training.propensity_clip
+    _require(1 <= clip < math.inf, "training.propensity_clip", "a finite number of at least 1", clip)
     _require(training.seed < 2**32, "training.seed", "a number below 2**32", training.seed)
     _require(0 <= model.dropout < 1, "model.dropout", "a share in [0, 1)", model.dropout)
     _require(model.cross_layers >= 0, "model.cross_layers", "a number of at least 0", model.cross_layers)
@@ -224,7 +228,7 @@ def checked(config: Config) -> Config:
     _require_one_of(training.precision, PRECISIONS, "training.precision")
     _require_one_of(config.distribution.strategy, STRATEGIES, "distribution.strategy")
     for level, weight in training.loss_weights.items():
-        _require_one_of(level, levels, "training.loss_weights")
+        _require_one_of(level, config.method.losses, "training.loss_weights")
         _require(0 <= weight < math.inf, "training.loss_weights", f"a weight of at least 0 for {level!r}", weight)
     figures = tuple(f"{target}.{figure}" for target in (*TARGETS, *levels) for figure in BEST_FIGURES)
     _require_one_of(training.best_metric, figures, "training.best_metric")

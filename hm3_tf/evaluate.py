@@ -30,7 +30,7 @@ from hm3_tf.workdir import Workdir
 
 BATCH_ROWS = 2048  # the activations of all towers stay in a processor's cache
 _CHUNK_BATCHES = 32  # that are counted together
-_TRUTH = {"pctr": "truth_pctr", "pcvr": "truth_pcvr", "pctcvr": "truth_pctcvr"}
+_TRUTH = {"pctr": "truth_pctr", "pcvr": "truth_pcvr_given_click", "pctcvr": "truth_pctcvr"}
 
 
 def split_reader(run: Workdir, index: SplitIndex, *, labels: bool = True, **options: Any) -> Reader:
@@ -47,8 +47,9 @@ def split_reader(run: Workdir, index: SplitIndex, *, labels: bool = True, **opti
       DataError: The split's records do not hold what the schema says of the columns to read.
     """
     features = model_features(run.config, run.schema, run.train)
-    merged = run.config.method.merged_levels if labels else {}
-    reader = Reader(index, run.schema, features, merged, labels=labels, **options)
+    method = run.config.method
+    merged, split = (method.merged_levels, method.split_levels) if labels else ({}, ())
+    reader = Reader(index, run.schema, features, merged, labels=labels, split_levels=split, **options)
     check_records(reader)
     return reader
 
@@ -129,8 +130,9 @@ class Evaluator:
           DataError: A shard is corrupt, or its records do not hold what the schema says.
         """
         tally, truth = self.new_tally(), self.new_truth()
-        workers = input_context(self._strategy).num_input_pipelines
-        with Progress("validate", self._reader.index.rows // workers) as progress:
+        context, total = input_context(self._strategy), self._reader.index.rows
+        end = (context.input_pipeline_id + 1) * total // context.num_input_pipelines
+        with Progress("validate", end - self._first_row) as progress:
             for rows in self.rows():
                 tally.update(rows)
                 truth.update(rows)

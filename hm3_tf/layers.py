@@ -137,13 +137,18 @@ class NumericInputs(keras.layers.Layer):
         return tf.where(tf.math.is_nan(values), 0.0, tf.tanh((values - mean) * scale))
 
 
-class _EachTower(keras.initializers.Initializer):
-    """Initializes each slice [in, out] of a stacked kernel by itself, so that its fans are not those of the stack."""
+class EachTower(keras.initializers.Initializer):
+    """Initializes each slice [in, out] of a stacked kernel by itself, so that its fans are not those of the stack.
+
+    Args:
+      seed: Seeds the first slice; each later one has the next number.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def __call__(self, shape, dtype=None, **kwargs) -> tf.Tensor:
+        """Returns a kernel [towers, in, out]."""
         slices = [keras.initializers.GlorotUniform(self._seed + tower) for tower in range(shape[0])]
         return tf.stack([initialize(shape[1:], dtype) for initialize in slices])
 
@@ -180,7 +185,7 @@ class ParallelTowers(keras.layers.Layer):
         logits = [math.log(rate / (1 - rate)) for rate in self._base_rates.values()]
         self._kernels, self._biases = [], []
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-            kernel = _EachTower(self._seed + i * towers)
+            kernel = EachTower(self._seed + i * towers)
             self._kernels.append(self.add_weight(f"kernel_{i}", (towers, fan_in, fan_out), initializer=kernel))
             if i < len(self._units):
                 self._biases.append(self.add_weight(f"bias_{i}", (towers, fan_out), initializer="zeros"))
@@ -199,6 +204,10 @@ class ParallelTowers(keras.layers.Layer):
         Returns:
           {edge: float32 logit [batch]}.
         """
+        return self.logits(self.hidden_states(inputs, training))
+
+    def hidden_states(self, inputs: tf.Tensor, training: bool | None = None) -> list[tf.Tensor]:
+        """Returns the last ReLU layer of each tower, from the arguments of `call`: [batch, last of `units`] each."""
         states = [tf.cast(inputs, self.compute_dtype)] * len(self._base_rates)
         hidden = [(tf.unstack(kernel), tf.unstack(bias)) for kernel, bias in zip(self._kernels, self._biases)]
         if hidden:
@@ -207,15 +216,22 @@ class ParallelTowers(keras.layers.Layer):
             states = tf.split(beside, len(states), axis=1)
         for kernels, biases in hidden:
             states = [self._hidden(*tower, training) for tower in zip(states, kernels, biases)]
+        return states
+
+    def logits(self, states: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns {edge: float32 logit [batch]} from the state of each tower, as `hidden_states` has them."""
         logits = [tf.matmul(state, kernel)[:, 0] for state, kernel in zip(states, tf.unstack(self._kernels[-1]))]
         starts = tf.unstack(self._start)
         return {e: tf.cast(logit, tf.float32) + start for e, logit, start in zip(self._base_rates, logits, starts)}
 
     def _hidden(self, state: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, training: bool | None) -> tf.Tensor:
         state = tf.nn.relu(tf.nn.bias_add(tf.matmul(state, kernel), bias))
-        if not (training and self._dropout):
-            return state
-        return tf.nn.experimental.stateless_dropout(state, self._dropout, self._generator.make_seeds()[:, 0])
+        return drop(state, self._dropout, self._generator) if training else state
+
+
+def drop(state: tf.Tensor, share: float, generator: tf.random.Generator) -> tf.Tensor:
+    """Returns a layer's output with a share of its units set to 0 and the others scaled up, by numbers of a generator."""
+    return tf.nn.experimental.stateless_dropout(state, share, generator.make_seeds()[:, 0]) if share else state
 
 
 class ProbabilityGraph(keras.layers.Layer):

@@ -1,6 +1,7 @@
-"""The methods of the paper's Table 3 as constants: each is its behavior graph, nothing else.
+"""The methods as constants: each is its behavior graph and the name of its design, nothing else.
 
-A funnel of one's own is a `Method` with another graph; no code below this file asks for a method's name.
+Those of the paper's Table 3 but GMCM are chains; the others have designs of their own (`designs.py`). A funnel of one's own is
+a `Method` with another graph; no code below this file asks for a method's name.
 """
 
 import dataclasses
@@ -21,6 +22,10 @@ class Method:
       graphs: Its chains. One chain is trained as one network; several are trained as separate networks that share
         nothing, each on the rows of its own root, which is a level of the chain before it.
       merged_levels: Levels that are the union of levels of the data: {level: levels that it merges}.
+      split_levels: Levels of the data whose behaviors are labels of their own, named as `d_mi.picture`.
+      auxiliary_levels: Levels of the data that are learned beside the chain, given its click.
+      design: How its towers are laid out and what it adds to the losses of its levels: a name in `designs.DESIGNS`.
+      loss_weights: {loss: weight where the config sets none}. A loss that is no level is one that the design adds.
 
     Raises:
       ConfigError: The first chain does not start at the impression, or a later one not at the end of the one before; or
@@ -31,6 +36,10 @@ class Method:
     citation: str
     graphs: tuple[BehaviorGraph, ...]
     merged_levels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
+    split_levels: tuple[str, ...] = ()
+    auxiliary_levels: tuple[str, ...] = ()
+    design: str = "chain"
+    loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         roots = [graph.root for graph in self.graphs]
@@ -70,6 +79,17 @@ class Method:
         """All levels in order; the first is the click, the last the conversion."""
         return tuple(level for graph in self.graphs for level in graph.levels)
 
+    @property
+    def heads(self) -> tuple[BehaviorGraph, ...]:
+        """The chain from the click to each auxiliary level."""
+        click = self.graphs[0].behaviors[0]
+        return tuple(BehaviorGraph((click, Behavior(level))) for level in self.auxiliary_levels)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of all its losses: its levels, then those that its design adds."""
+        return tuple(dict.fromkeys((*self.levels, *self.loss_weights)))
+
 
 _CLICK = Behavior("click", gate=True)
 _D_MI = Behavior("d_mi")
@@ -99,13 +119,64 @@ HM3_R = Method(
     (BehaviorGraph((_CLICK, _D_MA, _D_MI, _PURCHASE)),),
 )
 
-METHODS: Mapping[str, Method] = MappingProxyType(
+GMCM = Method(
+    "gmcm",
+    "Bao et al., SIGIR 2020: a re-implementation from the abstract",
+    ESMM.graphs,
+    split_levels=("d_mi",),
+    design="micro_graph",
+    loss_weights={"micro": 1.0},
+)
+ESCM2_IPW = Method(
+    "escm2_ipw",
+    "Wang et al., SIGIR 2022",
+    ESMM.graphs,
+    design="inverse_propensity",
+    loss_weights={"purchase": 0.5, "cvr": 0.5},
+)
+ESCM2_DR = Method(
+    "escm2_dr",
+    "Wang et al., SIGIR 2022",
+    ESMM.graphs,
+    design="doubly_robust",
+    loss_weights={"purchase": 0.5, "cvr": 0.5, "imputation": 0.5},
+)
+DCMT = Method(
+    "dcmt",
+    "Zhu et al., ICDE 2023",
+    ESMM.graphs,
+    design="counterfactual",
+    loss_weights={"cvr": 1.0, "counterfactual": 1e-3},
+)
+AITM = Method("aitm", "Xi et al., KDD 2021", ESMM.graphs, design="transfer", loss_weights={"calibrator": 0.6})
+HM3_IPW = Method(
+    "hm3_ipw",
+    "HM3 (Wen et al., SIGIR 2021) with the inverse propensity loss of ESCM2 (Wang et al., SIGIR 2022); a cross of ours",
+    HM3.graphs,
+    design="inverse_propensity",
+    loss_weights={"cvr": 1.0},
+)
+AUX = Method(
+    "aux",
+    "a control of ours: ESMM with heads for the other levels",
+    ESMM.graphs,
+    auxiliary_levels=("d_mi", "d_ma"),
+    design="auxiliary_heads",
+    loss_weights={"d_mi": 1.0, "d_ma": 1.0},
+)
+
+CHAINS: Mapping[str, Method] = MappingProxyType(
     {method.name: method for method in (BASE, ESMM, ESM2, ESM2_MI, HM3, HM3_R)}
+)
+"""Methods that are their behavior graph alone."""
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {**CHAINS, **{method.name: method for method in (GMCM, ESCM2_IPW, ESCM2_DR, DCMT, AITM, HM3_IPW, AUX)}}
 )
 
 
 def get_method(name: str) -> Method:
-    """Returns the method of the paper with that name.
+    """Returns the method with that name.
 
     Args:
       name: One of `METHODS`.

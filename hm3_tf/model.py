@@ -12,6 +12,7 @@ from data_pipeline.schema import Schema
 from data_pipeline.statistics import SplitStatistics, no_statistics
 from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, checked
+from hm3_tf.designs import get_design
 from hm3_tf.errors import ConfigError
 from hm3_tf.features import Feature
 from hm3_tf.keras_metrics import TargetMetric
@@ -23,21 +24,21 @@ from hm3_tf.optimizers import make_optimizer, reset_moments
 
 
 class LossMeter(keras.metrics.Metric):
-    """Sums the loss and the loss of each level over rows, so that any stretch of steps has exact means.
+    """Sums the loss and each of its parts over rows, so that any stretch of steps has exact means.
 
     Args:
-      levels: Names of the levels.
+      names: Names of the parts.
       **kwargs: Of `keras.metrics.Metric`.
     """
 
-    def __init__(self, levels: Sequence[str], **kwargs) -> None:
+    def __init__(self, names: Sequence[str], **kwargs) -> None:
         super().__init__(**kwargs)
-        self._names = ("loss", *levels)
+        self._names = ("loss", *names)
         self.sums = self.add_weight("sums", (len(self._names) + 1,), initializer="zeros", dtype=tf.float64)
 
-    def update_state(self, loss: tf.Tensor, level_losses: Sequence[tf.Tensor], rows: tf.Tensor) -> None:
+    def update_state(self, loss: tf.Tensor, parts: Sequence[tf.Tensor], rows: tf.Tensor) -> None:
         """Adds a batch: sums over its rows, float32 scalars, and its number of rows (sum of weights)."""
-        self.sums.assign_add(tf.cast(tf.stack([loss, *level_losses, rows]), tf.float64))
+        self.sums.assign_add(tf.cast(tf.stack([loss, *parts, rows]), tf.float64))
 
     def reset_state(self) -> None:
         """Starts anew."""
@@ -48,7 +49,7 @@ class LossMeter(keras.metrics.Metric):
         return tf.math.divide_no_nan(self.sums[0], self.sums[-1])
 
     def means(self, since: tf.Tensor) -> dict[str, float]:
-        """Returns the means over the rows since an earlier value of `sums`: {"loss" or level: nats an impression}."""
+        """Returns the means over the rows since an earlier value of `sums`: {"loss" or part: nats an impression}."""
         difference = (self.sums.read_value() - since).numpy()
         return dict(zip(self._names, (difference[:-1] / max(difference[-1], 1e-12)).tolist()))
 
@@ -67,7 +68,7 @@ class ConversionModel(tfrs.Model):
         super().__init__()
         self.network = network
         self.task = task
-        self.loss_meter = LossMeter(task.levels, name="mean_loss")
+        self.loss_meter = LossMeter(task.names, name="mean_loss")
         self.target_metrics = [TargetMetric(name) for name in _targets(task.levels)]
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, Any]:
@@ -88,8 +89,8 @@ class ConversionModel(tfrs.Model):
         predictions = self(features, training=training)
         weights = rest[0] if rest else tf.ones_like(next(iter(labels.values())))
         loss = self.task(labels, predictions, sample_weight=weights)
-        levels = self.task.level_losses(labels, predictions)
-        sums = [tf.reduce_sum(levels[level] * weights) for level in self.task.levels]
+        parts = self.task.row_losses(labels, predictions)
+        sums = [tf.reduce_sum(parts[name] * weights) for name in self.task.names]
         rows = tf.cast(tf.shape(weights)[0], tf.float32)
         self.loss_meter.update_state(loss * rows, sums, tf.reduce_sum(weights))
         if not training:
@@ -231,7 +232,9 @@ def build_model(config: Config, schema: Schema, statistics: SplitStatistics | No
     method, training = config.method, config.training
     _check_gates(method, schema)
     train = statistics or no_statistics(schema)
-    rates = {e: r for graph in method.graphs for e, r in train.edge_rates(graph, method.merged_levels).items()}
+    design = get_design(method.design)
+    graphs = (*method.heads, *method.graphs)
+    rates = {e: r for graph in graphs for e, r in train.edge_rates(graph, method.merged_levels).items()}
     features = model_features(config, schema, train)
     network = build_network(
         method,
@@ -242,8 +245,12 @@ def build_model(config: Config, schema: Schema, statistics: SplitStatistics | No
         seed=training.seed,
         negative_keep_rate=config.data.negative_keep_rate,
         calibrate=training.calibrate,
+        lay_out=design.lay_out,
+        co_occurrences={level: train.co_occurrences(schema, level) for level in method.split_levels},
     )
-    model = ConversionModel(network, CompositeLoss(method.graphs, training.loss_weights, training.edge_loss_weight))
+    weights = {**method.loss_weights, **training.loss_weights}
+    terms = design.loss_terms(method, training)
+    model = ConversionModel(network, CompositeLoss(method.graphs, weights, training.edge_loss_weight, terms))
     optimizer = make_optimizer(training.optimizer, training.learning_rate)
     model.compile(optimizer=optimizer, weighted_metrics=[])
     return model

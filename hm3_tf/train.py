@@ -25,7 +25,7 @@ from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
 from hm3_tf.progress import Progress
-from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir
+from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir, lock
 
 _LOGGER = logging.getLogger(__name__)
 _COUNTED_TOGETHER = 16_384  # rows whose clicks are counted together
@@ -148,6 +148,8 @@ class Trainer(keras.callbacks.Callback):
         self._latest = tf.train.CheckpointManager(checkpoint, run.file("checkpoints"), self._config.keep_checkpoints)
         best = tf.train.Checkpoint(network=self._model.network)
         self._best_checkpoint = tf.train.CheckpointManager(best, run.file("checkpoints", "best"), 1)
+        for each in (checkpoint, best):
+            _ = each.save_counter  # made by all: within a step the chief alone would make a variable of all workers
         if self._latest.latest_checkpoint:
             checkpoint.restore(self._latest.latest_checkpoint).assert_existing_objects_matched()
             self._refuse_other_order(order)
@@ -184,7 +186,7 @@ class Trainer(keras.callbacks.Callback):
           DataError: A shard is corrupt, or its records do not hold what the schema says.
           Hm3Error: The loss is not finite, another process trains in the workdir, or it cannot be written.
         """
-        with self._run.lock() if self._chief else contextlib.nullcontext():
+        with lock(self._run.path) if self._chief else contextlib.nullcontext():
             return self._train()
 
     def _train(self) -> dict[str, Any]:
@@ -235,8 +237,8 @@ class Trainer(keras.callbacks.Callback):
             )
         )
         title = f"epoch {epoch + 1} of {config.epochs}"
-        with Progress(title, self._epoch_steps, "steps") as self._progress, explained_read_errors(self._reader.index):
-            self._progress.advance(start)
+        progress = Progress(title, self._epoch_steps, "steps", done=start)
+        with progress as self._progress, explained_read_errors(self._reader.index):
             self._since = tf.zeros_like(self._sums_before)
             self._sums_before = self._epoch_sums.read_value() if start else self._since
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))

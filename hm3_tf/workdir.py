@@ -66,31 +66,6 @@ class Workdir:
         storage.write_text(self.file(RUN_FILE), json.dumps({"data_dir": self.data_dir, "versions": versions}, indent=1))
         storage.write_text(self.file(CONFIG_FILE), configs.to_json(self.config))
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the directory for one training within the block; the lock ends with the process, however that ends.
-
-        A remote directory has no locks.
-
-        Raises:
-          Hm3Error: Another process trains in the directory, or it cannot be written.
-        """
-        if storage.is_remote(self.path):
-            yield
-            return
-        storage.make_folder(self.path)
-        with contextlib.ExitStack() as stack:
-            with storage.explained(self.path):
-                file = stack.enter_context(open(self.file(LOCK_FILE), "w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Hm3Error(
-                    f"{self.path}: expected no other training here, but a process holds {LOCK_FILE}; wait for it, or use "
-                    "another --workdir"
-                ) from error
-            yield
-
     def build_model(self) -> ConversionModel:
         """Returns the run's model, with new weights."""
         return build_model(self.config, self.schema, self.train)
@@ -109,6 +84,34 @@ class Workdir:
         model = self.build_model()
         tf.train.Checkpoint(network=model.network).restore(found).assert_existing_objects_matched().expect_partial()
         return model
+
+
+@contextlib.contextmanager
+def lock(path: str) -> Iterator[None]:
+    """Holds a directory for one process within the block; the lock ends with the process, however that ends.
+
+    A remote directory has no locks.
+
+    Args:
+      path: The directory; made if need be.
+
+    Raises:
+      Hm3Error: Another process works in the directory, or it cannot be written.
+    """
+    if storage.is_remote(path):
+        yield
+        return
+    storage.make_folder(path)
+    with contextlib.ExitStack() as stack:
+        with storage.explained(path):
+            file = stack.enter_context(open(storage.join(path, LOCK_FILE), "w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Hm3Error(
+                f"{path}: expected no other work here, but a process holds {LOCK_FILE}; wait for it, or use another --workdir"
+            ) from error
+        yield
 
 
 def open_workdir(path: str) -> Workdir:

@@ -41,7 +41,14 @@ def read_split(config: Config, data: DataFolder, split: str, carry: tuple[str, .
     """Returns (features, labels), and the carried columns, of a split in its order, without filling rows."""
     statistics = data.statistics()["train"]
     features = model_features(config, data.schema, statistics)
-    reader = Reader(data.split(split), data.schema, features, config.method.merged_levels, carry=carry)
+    reader = Reader(
+        data.split(split),
+        data.schema,
+        features,
+        config.method.merged_levels,
+        carry=carry,
+        split_levels=config.method.split_levels,
+    )
     features, labels, weights, *carried = zip(*reader.ordered_dataset(8192))
     real = np.concatenate(weights) > 0
     return tuple(

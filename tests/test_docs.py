@@ -22,7 +22,10 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-DOCTESTS = ("hm3_tf.behavior_graph", "hm3_tf.probability", "hm3_tf.metrics", "data_pipeline.sources.base")
+DOCTESTS = (
+    *("hm3_tf.behavior_graph", "hm3_tf.probability", "hm3_tf.metrics", "data_pipeline.sources.base"),
+    *("hm3_tf.experiment.measures", "hm3_tf.experiment.results"),
+)
 
 
 @pytest.mark.parametrize("name", DOCTESTS)

@@ -19,10 +19,21 @@ LEVELS = (
     ("hm3_tf.intervals", "hm3_tf.group_auc", "hm3_tf.tally", "hm3_tf.keras_metrics", "hm3_tf.calibration"),
     ("hm3_tf.curves",),
     ("hm3_tf.compare", "hm3_tf.slices", "hm3_tf.tables"),
-    ("hm3_tf.network", "hm3_tf.model"),
+    (
+        "hm3_tf.network",
+        "hm3_tf.debiased",
+        "hm3_tf.transfer",
+        "hm3_tf.gmcm",
+        "hm3_tf.auxiliary",
+        "hm3_tf.designs",
+        "hm3_tf.model",
+    ),
     ("hm3_tf.board", "hm3_tf.distribute", "hm3_tf.workdir"),
     ("hm3_tf.train", "hm3_tf.evaluate", "hm3_tf.predict", "hm3_tf.export"),
     ("hm3_tf.report", "hm3_tf.report.gather", "hm3_tf.report.svg", "hm3_tf.report.plots", "hm3_tf.report.page"),
+    ("hm3_tf.experiment", "hm3_tf.experiment.measures", "hm3_tf.experiment.results", "hm3_tf.experiment.tables"),
+    ("hm3_tf.experiment.plots",),
+    ("hm3_tf.experiment.document", "hm3_tf.experiment.plan", "hm3_tf.experiment.cell", "hm3_tf.experiment.runner"),
     ("hm3_tf.config_files", "hm3_tf.cli"),
     ("hm3_tf.__main__",),
 )
@@ -123,6 +134,20 @@ def test_no_code_outside_of_methods_asks_which_method_it_is(name):
 @pytest.mark.parametrize("text", ["if method.name == 'hm3': pass", "x = m.BASE", "match m:\n case 'esmm': pass"])
 def test_code_that_asks_which_method_it_is_would_be_found(text):
     assert methods_of_the_paper_in(ast.parse(text))
+
+
+CHAIN_FILES = ("behavior_graph", "probability", "layers", "losses", "network")
+
+
+@pytest.mark.parametrize("name", CHAIN_FILES)
+def test_the_files_of_the_chain_know_no_other_design(name):
+    others = {f"hm3_tf.{module}" for module in ("gmcm", "debiased", "transfer", "designs")}
+    assert not OURS[f"hm3_tf.{name}"] & others
+    assert not [
+        word
+        for word in ("gmcm", "propensity", "imputation", "calibrator")
+        if word in FILES[f"hm3_tf.{name}"].read_text().lower()
+    ]
 
 
 def mentions(tree: ast.AST, text: str) -> bool:

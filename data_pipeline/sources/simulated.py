@@ -47,7 +47,7 @@ def _to_arrow(column: Column, values: Any) -> pa.Array:
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
         return pa.ListArray.from_arrays(offsets, pa.array(flat, ARROW_TYPES[column.dtype]))
     if column.dtype == "string":
-        return pa.array(values, pa.string(), mask=values == "").cast(pa.binary())
+        return pa.array(values, mask=values == b"")
     return pa.array(values).cast(ARROW_TYPES[column.dtype])
 
 

@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_pipeline.labels import check_policy, edge_rows, merge, nest, raw_flags
-from data_pipeline.schema import Level
+from data_pipeline.labels import (
+    check_policy,
+    edge_rows,
+    find_level,
+    merge,
+    nest,
+    raw_flags,
+    reachable,
+    split,
+)
+from data_pipeline.schema import Column, Level, Schema
 from hm3_tf import methods
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError
@@ -183,3 +192,35 @@ def test_the_three_policies_are_known(policy):
 def test_an_unknown_policy_is_refused_with_a_hint():
     with pytest.raises(ConfigError, match=r"--nesting: expected a nesting policy of .*'coerse'; did you mean 'coerce'"):
         check_policy("coerse", "--nesting")
+
+
+SPLIT = (Level("click", ("clicked",), gate=True), Level("d_mi", ("picture", "chat")), Level("buy", ("bought",)))
+
+
+def test_the_behaviors_of_a_level_are_its_columns_behind_the_gates():
+    columns = {"picture": np.array([1, 0, 5, 0]), "chat": np.array([0, 1, 1, 0])}
+    label = np.array([True, True, False, False])  # the third row was not clicked
+    result = split(SPLIT[1], columns, label)
+    assert {name: flags.tolist() for name, flags in result.items()} == {
+        "d_mi.picture": [True, False, False, False],
+        "d_mi.chat": [False, True, False, False],
+    }
+
+
+def test_a_coded_behavior_happened_at_any_of_its_values():
+    level = Level("apply", ("status",), values=(1, 2))
+    result = split(level, {"status": np.array([0, 1, 2, 3])}, np.ones(4, bool))
+    assert result["apply.status"].tolist() == [False, True, True, False]
+
+
+def test_a_level_can_happen_where_the_gates_before_it_did():
+    labels = {"click": np.array([True, False]), "d_mi": np.array([False, False]), "buy": np.array([True, False])}
+    assert reachable(SPLIT, labels, "buy").tolist() == [True, False]
+    assert reachable(SPLIT, labels, "click").tolist() == [True, True]
+
+
+def test_a_level_that_the_log_lacks_is_refused_with_a_hint():
+    schema = Schema(tuple(Column(n, "int64", "behavior") for n in ("clicked", "picture", "chat", "bought")), SPLIT)
+    assert find_level(schema, "buy") is SPLIT[2]
+    with pytest.raises(ConfigError, match="expected levels of the log, got 'd_ma'; did you mean 'd_mi'"):
+        find_level(schema, "d_ma")

@@ -149,6 +149,15 @@ def test_a_column_that_contradicts_itself_is_rejected_by_name(column, message):
         Column(**({"name": "x", "dtype": "float"} | column))
 
 
+@pytest.mark.parametrize("role", [role for role in ROLES if role not in ("truth", "ignored")])
+def test_the_simulators_truth_can_have_no_role_that_is_read_as_an_input_or_a_label(role):
+    message = f"schema: column 'truth_pctr': expected the role 'truth' or 'ignored' .* got '{role}'"
+    with pytest.raises(ConfigError, match=message):
+        Column("truth_pctr", "int64", role, hashing=HASHED)
+    for allowed in ("truth", "ignored"):
+        assert not Column("truth_pctr", "int64", allowed).is_input
+
+
 @pytest.mark.parametrize(
     "column",
     [

@@ -231,7 +231,7 @@ def test_another_seed_gives_other_rows_and_other_tastes(chunk):
     other = next(SimulatedLog(rows=simulate.CHUNK_ROWS, seed=3).batches())
     assert (chunk["click"] != other["click"]).mean() > 0.1
     means = [
-        [batch["truth_y2"][batch["category"] == f"category_{code}"].mean() for code in range(24)]
+        [batch["truth_y2"][batch["category"] == f"category_{code}".encode()].mean() for code in range(24)]
         for batch in (chunk, other)
     ]
     assert abs(np.corrcoef(means)[0, 1]) < 0.7
@@ -287,9 +287,9 @@ def test_ids_exceed_what_floats_hold_and_are_distinct(dense):
 
 
 def test_two_percent_of_the_brands_are_missing_and_no_other_text_is(dense):
-    assert abs((dense["brand"] == "").mean() - 0.02) < 4 * np.sqrt(0.02 * 0.98 / ROWS)
+    assert abs((dense["brand"] == b"").mean() - 0.02) < 4 * np.sqrt(0.02 * 0.98 / ROWS)
     for name in ("city", "age", "gender", "power", "category", "shop"):
-        assert not (dense[name] == "").any(), name
+        assert not (dense[name] == b"").any(), name
 
 
 def _rows_of_history(batch):
@@ -334,7 +334,7 @@ def test_batches_hold_the_columns_of_the_schema_in_its_dtypes(chunk):
     kinds = {"int64": np.int64, "float": np.float32}
     for column in schema.columns:
         values = chunk[column.name][0] if column.shape else chunk[column.name]
-        assert values.dtype.kind == "U" if column.dtype == "string" else values.dtype == kinds[column.dtype], column
+        assert values.dtype.kind == "S" if column.dtype == "string" else values.dtype == kinds[column.dtype], column
         assert column.dtype != "float" or np.isfinite(values).all()
 
 

@@ -218,3 +218,55 @@ def test_a_numeric_column_that_was_not_measured_is_named(columns):
     statistics = SplitStatistics(("click",), {"1": 1}, {}, columns)
     with pytest.raises(DataError, match="expected the mean and deviation of column 'price', found none"):
         numeric_moments(Column("price", "float"), statistics)
+
+
+MICRO = Schema(
+    tuple(Column(name, "int64", "behavior") for name in ("click", "picture", "chat", "buy")),
+    (*CLICK, Level("d_mi", ("picture", "chat")), Level("buy", ("buy",))),
+)
+
+
+def micro_statistics():
+    """Three rows clicked, of which one has both behaviors and one a picture only; the fourth has both without a click."""
+    builder = StatisticsBuilder(MICRO)
+    columns = {"picture": np.array([1, 1, 0, 1]), "chat": np.array([1, 0, 0, 1])}
+    labels = {
+        "click": np.array([True, True, True, False]),
+        "d_mi": np.array([True, True, False, False]),
+        "buy": np.array([True, False, False, False]),
+    }
+    for rows in (slice(0, 1), slice(1, 4)):
+        builder.add_rows({k: v[rows] for k, v in columns.items()}, {k: v[rows] for k, v in labels.items()})
+    return builder.result()
+
+
+def test_behaviors_that_happen_together_are_counted_behind_the_gates():
+    result = micro_statistics().co_occurrences(MICRO, "d_mi")
+    assert result.names == ("d_mi.picture", "d_mi.chat")
+    assert result.counts.tolist() == [[2, 1], [1, 1]]
+    assert result.rows == 3
+    assert result.rates() == {"d_mi.picture": 2.5 / 4, "d_mi.chat": 1.5 / 4}
+
+
+def test_a_level_of_one_behavior_has_its_own_rows():
+    result = micro_statistics().co_occurrences(MICRO, "buy")
+    assert (result.names, result.counts.tolist(), result.rows) == (("buy.buy",), [[1]], 3)
+
+
+def test_counts_of_behaviors_survive_json():
+    statistics = micro_statistics()
+    again = from_json(to_json({"train": statistics}), ("click", "d_mi", "buy"), "statistics.json")["train"]
+    assert again.co_occurrences(MICRO, "d_mi").counts.tolist() == [[2, 1], [1, 1]]
+
+
+def test_no_rows_have_no_behaviors_together():
+    result = no_statistics(MICRO).co_occurrences(MICRO, "d_mi")
+    assert (result.counts.tolist(), result.rates()["d_mi.chat"]) == ([[0, 0], [0, 0]], 0.5)
+
+
+def test_a_conversion_that_did_not_count_behaviors_together_is_refused_with_the_remedy():
+    before = SplitStatistics(("click", "d_mi", "buy"), {"111": 1}, {}, {})
+    with pytest.raises(
+        DataError, match="behaviors of level 'd_mi' happened together, found none; convert the log again"
+    ):
+        before.co_occurrences(MICRO, "d_mi")

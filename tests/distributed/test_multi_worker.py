@@ -47,18 +47,19 @@ def losses(workdir) -> list[float]:
     return [line["loss"] for line in lines if "epoch_end" not in line]
 
 
-@pytest.fixture(scope="module")
-def runs(data, tmp_path_factory):
-    """A run of one process and the same run of two, with the weights of every process."""
+@pytest.fixture(scope="module", params=["hm3", "gmcm"])
+def runs(request, data, tmp_path_factory):
+    """A run of one process and the same run of two, with the weights of all; GMCM adds up counts over replicas in its loss."""
+    method = request.param
     folder = tmp_path_factory.mktemp("runs")
-    one = ["hm3", data.path, str(folder / "one"), "one_device", str(folder / "one.npz")]
-    mirrored = ["hm3", data.path, str(folder / "mirrored"), "mirrored", str(folder / "mirrored.npz")]
+    one = [method, data.path, str(folder / "one"), "one_device", str(folder / "one.npz")]
+    mirrored = [method, data.path, str(folder / "mirrored"), "mirrored", str(folder / "mirrored.npz")]
     run_to_end([start(one, None), start(mirrored, None)])
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     workers = []
     for index in range(2):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        arguments = ["hm3", data.path, str(folder / "two"), "multi_worker", str(folder / f"two_{index}.npz")]
+        arguments = [method, data.path, str(folder / "two"), "multi_worker", str(folder / f"two_{index}.npz")]
         workers.append(start(arguments, task))
     run_to_end(workers)
     return folder

@@ -26,7 +26,9 @@ def main(method: str, data_dir: str, workdir: str, strategy: str, output: str) -
     features = ("position", "user_id", "item_id", "brand", "price", "history")
     config = Config(
         model=ModelConfig(method, tower_units=(8, 4), dropout=0.0, embedding_dim=4, features=features),
-        training=TrainingConfig(global_batch_size=512, epochs=2, learning_rate=0.001, log_every_steps=1),
+        training=TrainingConfig(
+            global_batch_size=512, epochs=2, learning_rate=0.001, log_every_steps=1, checkpoint_every_steps=4
+        ),
         distribution=DistributionConfig(strategy),
     )
     trainer = train.open_trainer(config, data_dir, workdir)

@@ -112,7 +112,7 @@ def test_help_of_train_lists_every_field_of_the_config_with_its_value(capsys):
     with pytest.raises(SystemExit):
         _status(["train", "--config=configs/kuairand.py:esmm", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--config.model.method: Method of the paper" in text and "(default: 'esmm')" in text
+    assert "--config.model.method: base, esmm, esm2, esm2_mi, hm3," in text and "(default: 'esmm')" in text
     assert "--config.training.learning_rate: Step size of Adam (HM3: 0.0005). (default: 0.002)" in text
     for section in dataclasses.fields(Config):
         for field in dataclasses.fields(getattr(Config(), section.name)):

@@ -13,9 +13,10 @@ from ml_collections import config_flags
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.config import Config, DistributionConfig, ModelConfig, TrainingConfig, checked, from_json, to_json
 from hm3_tf.errors import ConfigError
-from hm3_tf.methods import METHODS
+from hm3_tf.methods import CHAINS, METHODS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+FILES = {"aux": "aux_control"}  # some systems cannot have a file named aux.py
 GRAPH = BehaviorGraph((Behavior("click", gate=True), Behavior("apply", gate=True), Behavior("approve")))
 
 
@@ -70,7 +71,14 @@ def test_every_config_file_is_a_config_that_opens_with_its_command(path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_a_config_file_with_the_settings_of_the_paper(name):
+def test_every_method_has_a_config_file_that_leaves_its_losses_as_they_are(name):
+    config = checked(parse(next(path for path in CONFIGS if path.stem == FILES.get(name, name))))
+    assert config.method is METHODS[name]
+    assert config.training.edge_loss_weight == 0 and not config.training.loss_weights
+
+
+@pytest.mark.parametrize("name", [*CHAINS, "gmcm", "hm3_ipw"])
+def test_every_chain_has_a_config_file_with_the_settings_of_the_paper(name):
     config = checked(parse(next(path for path in CONFIGS if path.stem == name)))
     assert config.method is METHODS[name]
     assert config.model.tower_units == (512, 256, 128, 32) and config.model.dropout == 0.5
@@ -78,10 +86,40 @@ def test_every_method_has_a_config_file_with_the_settings_of_the_paper(name):
     assert config.training.edge_loss_weight == 0 and not config.training.loss_weights
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in METHODS], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if p.stem not in {*METHODS, *FILES.values()}], ids=lambda path: path.name
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_config_file_for_all_methods_takes_one_after_a_colon(path, name):
     assert checked(parse(f"{path}:{name}")).method is METHODS[name]
+
+
+def test_the_settings_of_the_real_log_weigh_the_losses_of_chains_only():
+    path = next(path for path in CONFIGS if path.stem == "kuairand")
+    chain, other = (parse(f"{path}:{name}").training for name in ("hm3", "dcmt"))
+    assert (chain.loss_weights, chain.edge_loss_weight) == ({"purchase": 10.0}, 1)
+    assert (other.loss_weights, other.edge_loss_weight) == ({}, 0)
+    assert chain.learning_rate == other.learning_rate
+
+
+def test_the_full_path_likelihood_has_a_config_file():
+    path = next(path for path in CONFIGS if path.stem == "edge_likelihood")
+    assert parse(f"{path}:hm3").training.edge_loss_weight == 1
+
+
+def test_a_loss_that_a_design_adds_can_be_weighed_and_one_of_another_cannot():
+    config = Config(model=ModelConfig("dcmt"), training=TrainingConfig(loss_weights={"counterfactual": 0.01}))
+    assert checked(config).training.loss_weights["counterfactual"] == 0.01
+    config.model.method = "escm2_ipw"
+    with pytest.raises(ConfigError, match=r"training\.loss_weights.*'click', 'purchase', 'cvr'.*'counterfactual'"):
+        checked(config)
+
+
+@pytest.mark.parametrize("clip", [0.5, float("inf")])
+def test_a_clip_of_inverse_propensities_below_one_or_without_bound_is_refused(clip):
+    message = r"training\.propensity_clip: expected a finite number of at least 1"
+    with pytest.raises(ConfigError, match=message):
+        checked(Config(training=TrainingConfig(propensity_clip=clip)))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

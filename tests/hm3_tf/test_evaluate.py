@@ -136,7 +136,7 @@ def test_the_best_possible_aucs_stand_beside_those_of_a_simulated_log(metrics, t
     clicked = truth["click"]
     best = {
         "pctr": reference.auc(clicked, truth["truth_pctr"]),
-        "pcvr": reference.auc(truth["purchase"][clicked], truth["truth_pcvr"][clicked]),
+        "pcvr": reference.auc(truth["purchase"][clicked], truth["truth_pcvr_given_click"][clicked]),
         "pctcvr": reference.auc(truth["purchase"], truth["truth_pctcvr"]),
     }
     assert {name: metrics[name]["bayes_auc"] for name in best} == pytest.approx(best, abs=1e-9)

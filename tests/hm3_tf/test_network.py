@@ -84,7 +84,7 @@ def test_predictions_are_the_recursion_over_the_edge_logits(name):
             np.testing.assert_allclose(pair, np.stack([p, not_p], -1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", methods.CHAINS)
 def test_an_untrained_network_predicts_about_the_base_rates(name):
     method = methods.METHODS[name]
     logits = {edge: np.log(rate / (1 - rate)) for edge, rate in rates_of(method).items()}

@@ -17,7 +17,7 @@ from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.model import ConversionModel
 from hm3_tf.train import open_trainer, train_and_evaluate
-from hm3_tf.workdir import claim_workdir, open_workdir
+from hm3_tf.workdir import claim_workdir, lock, open_workdir
 from tests.conftest import tiny_config
 
 STEPS = 9  # an epoch: 4,286 rows in batches of 512
@@ -261,7 +261,7 @@ def test_a_log_that_moved_is_resumed(data, tmp_path):
 
 def test_a_workdir_in_which_a_process_trains_is_refused(data, tmp_path):
     run = claim_workdir(str(tmp_path), tiny_config(epochs=1), data)
-    with run.lock(), pytest.raises(Hm3Error, match="expected no other training here, but a process holds lock"):
+    with lock(run.path), pytest.raises(Hm3Error, match="expected no other work here, but a process holds lock"):
         train_and_evaluate(tiny_config(epochs=1), data.path, str(tmp_path))
     assert not (tmp_path / "checkpoints").exists()
     train_and_evaluate(tiny_config(epochs=1), data.path, str(tmp_path))

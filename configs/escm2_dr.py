@@ -1,0 +1,11 @@
+"""ESCM2-DR with the learning rate, embedding, loss weights and clip of PaddleRec; the towers are those of the other methods.
+
+hm3 train --config=configs/escm2_dr.py --data_dir=D --workdir=W
+"""
+
+from hm3_tf.config import Config, ModelConfig, TrainingConfig
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return Config(model=ModelConfig(method="escm2_dr", embedding_dim=12), training=TrainingConfig(learning_rate=0.001))
