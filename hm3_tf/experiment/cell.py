@@ -35,7 +35,7 @@ from hm3_tf.model import ConversionModel, build_model, model_features
 
 _NEVER = 2**62  # a slate that no log has
 _TEST_BATCH = 8192
-_STEPS_TOGETHER = 64  # without a return to Python, which takes a third of the time of a small model's step
+_STEPS_TOGETHER = 64  # without a return to Python between them
 
 
 @dataclasses.dataclass(frozen=True)
