@@ -37,7 +37,7 @@ def config(method, learning_rate=0.01):
 
 def get_plan(seeds="1"):
     log = SimulatedLog(rows=4096, users=200, items=200)
-    runs = {"base": [config("base")], "hm3": [config("hm3", 1e-6), config("hm3")], "gmcm": [config("gmcm")]}
+    runs = {"base": [config("base")], "hm3": [config("hm3", 1e-6), config("hm3")], "esmm": [config("esmm")]}
     logs = {"true": Log(log, {"S": 2048, "L": 4096}), "other": Log(log, runs=("base",))}
     table = Table("CVR.", ["base", "hm3"], ["true L"], {"soft_auc.pcvr": "soft AUC"}, "base")
     plot = Lines("CVR by volume", ["base", "hm3"], {"true S": "S", "true L": "L"}, "soft_auc.pcvr", "AUC")
@@ -70,10 +70,10 @@ def command(plan_file, workdir, *flags):
 
 def test_every_run_is_measured_on_every_log_and_volume(whole):
     workdir, results = whole
-    expected = {(run, f"true {volume}", 0) for run in ("base", "hm3", "gmcm") for volume in "SL"}
+    expected = {(run, f"true {volume}", 0) for run in ("base", "hm3", "esmm") for volume in "SL"}
     assert set(results.measured) == expected | {("base", "other", 0)}
     assert {"pcvr.auc", "soft_auc.pcvr", "regret.pctcvr", "bias.unclicked", "ranked_1.gmv"} <= set(
-        results.measured["gmcm", "true S", 0]
+        results.measured["esmm", "true S", 0]
     )
     assert "slope.purchase_given_d_ma" in results.measured["hm3", "true S", 0]
     assert (workdir / "results.csv").read_text().startswith("run,log,seed,measure,value\nbase,other,0,pctr.auc,")
