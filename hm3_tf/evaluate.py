@@ -130,9 +130,8 @@ class Evaluator:
           DataError: A shard is corrupt, or its records do not hold what the schema says.
         """
         tally, truth = self.new_tally(), self.new_truth()
-        context, total = input_context(self._strategy), self._reader.index.rows
-        end = (context.input_pipeline_id + 1) * total // context.num_input_pipelines
-        with Progress("validate", end - self._first_row) as progress:
+        first, end = self._own_rows
+        with Progress("validate", end - first) as progress:
             for rows in self.rows():
                 tally.update(rows)
                 truth.update(rows)
@@ -164,7 +163,7 @@ class Evaluator:
     def _predicted(self, i: int, features: dict, levels: dict, weights: tf.Tensor, carried: dict | None = None) -> Rows:
         carried = carried or {}
         labels = np.stack([levels[level].numpy() > 0 for level in self.levels], axis=1)
-        positions = self._first_row + i * len(labels) + tf.range(len(labels), dtype=tf.int64)
+        positions = self._own_rows[0] + i * len(labels) + tf.range(len(labels), dtype=tf.int64)
         pairs, groups = self._predict(features, carried[self._group] if self._group else positions)
         columns = {name: values.numpy() for name, values in carried.items()}
         return Rows(labels, pairs.numpy(), groups.numpy(), columns)[weights.numpy() > 0]
@@ -177,9 +176,11 @@ class Evaluator:
             tally.grouped.gather(functools.partial(gather, self._strategy))
 
     @property
-    def _first_row(self) -> int:
-        context = input_context(self._strategy)
-        return context.input_pipeline_id * self._reader.index.rows // context.num_input_pipelines
+    def _own_rows(self) -> tuple[int, int]:
+        """The first of this worker's rows, and the one after the last."""
+        context, total = input_context(self._strategy), self._reader.index.rows
+        first, end = ((context.input_pipeline_id + i) * total // context.num_input_pipelines for i in range(2))
+        return first, end
 
     @functools.cached_property
     def _dataset(self) -> tf.data.Dataset:

@@ -165,6 +165,22 @@ AUX = Method(
     loss_weights={"d_mi": 1.0, "d_ma": 1.0},
 )
 
+TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        **{"base": "BASE", "esmm": "ESMM", "esm2": "ESM2", "gmcm": "GMCM", "esm2_mi": "ESM2+Mi", "hm3_r": "HM3-R"},
+        **{
+            "hm3": "HM3",
+            "aux": "AUX",
+            "escm2_ipw": "ESCM2-IPW",
+            "escm2_dr": "ESCM2-DR",
+            "dcmt": "DCMT",
+            "aitm": "AITM",
+        },
+        "hm3_ipw": "HM3+IPW",
+    }
+)
+"""What tables call each method: those of the paper in its order, then others."""
+
 CHAINS: Mapping[str, Method] = MappingProxyType(
     {method.name: method for method in (BASE, ESMM, ESM2, ESM2_MI, HM3, HM3_R)}
 )

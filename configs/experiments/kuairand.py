@@ -8,23 +8,8 @@ hm3 experiment --plan=configs/experiments/kuairand.py:data/kuairand --workdir=ex
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.experiment.plan import Log, Plan
 from hm3_tf.experiment.tables import Table
+from hm3_tf.methods import CHAINS, TITLES
 
-NAMES = {
-    "base": "BASE",
-    "esmm": "ESMM",
-    "esm2": "ESM2",
-    "gmcm": "GMCM",
-    "esm2_mi": "ESM2+Mi",
-    "hm3_r": "HM3-R",
-    "hm3": "HM3",
-    "aux": "AUX",
-    "escm2_ipw": "ESCM2-IPW",
-    "escm2_dr": "ESCM2-DR",
-    "dcmt": "DCMT",
-    "aitm": "AITM",
-    "hm3_ipw": "HM3+IPW",
-}
-CHAINS = ("esmm", "esm2", "esm2_mi", "hm3_r", "hm3")
 LEARNING_RATES = (1e-3, 2e-3)
 
 
@@ -48,8 +33,8 @@ def configs(method: str, edge: float = 0.0) -> list[Config]:
 
 def get_plan(data_dir: str = "data/kuairand") -> Plan:
     """Returns the plan on a data folder of the log."""
-    runs = {name: configs(method) for method, name in NAMES.items()}
-    runs |= {f"{NAMES[method]}, edge 1": configs(method, edge=1.0) for method in (*CHAINS, "aux")}
+    runs = {name: configs(method) for method, name in TITLES.items()}
+    runs |= {f"{TITLES[method]}, edge 1": configs(method, edge=1.0) for method in (*CHAINS, "aux") if method != "base"}
     targets = {"pctr.auc": "CTR AUC", "pcvr.auc": "CVR AUC", "pctcvr.auc": "CTCVR AUC", "pcvr.pcoc": "CVR PCOC"}
     table = Table(
         "The real log, test days; intervals of seeds, not of rows.",

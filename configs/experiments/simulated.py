@@ -17,7 +17,7 @@ from hm3_tf.experiment.measures import EDGE_TRUTHS
 from hm3_tf.experiment.plan import Log, Plan
 from hm3_tf.experiment.plots import Lines
 from hm3_tf.experiment.tables import Steps, Table
-from hm3_tf.methods import METHODS
+from hm3_tf.methods import METHODS, TITLES
 
 FEATURES = ("user_id", "item_id", "city", "age", "gender", "power", "category", "brand", "shop", "price")
 TOWERS = (32, 16)
@@ -26,17 +26,9 @@ LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # tried for each run
 PROPENSITY_CLIP = 100.0  # ten times the inverse of the click rate (docs/adr/0030-designs.md)
 BATCH = 2_048
 VOLUMES = {"S": 244 * BATCH, "M": 732 * BATCH, "L": 1_587 * BATCH}  # 0.5, 1.5 and 3.25 million rows, as 1 : 3 : 6.5
-NAMES = {
-    "base": "BASE",
-    "esmm": "ESMM",
-    "esm2": "ESM2",
-    "gmcm": "GMCM",
-    "esm2_mi": "ESM2+Mi",
-    "hm3_r": "HM3-R",
-    "hm3": "HM3",
-}
+NAMES = {method: TITLES[method] for method in ("base", "esmm", "esm2", "gmcm", "esm2_mi", "hm3_r", "hm3")}
 CHAINS = ("esmm", "esm2", "esm2_mi", "hm3_r", "hm3")
-MODERN = {"escm2_ipw": "ESCM2-IPW", "escm2_dr": "ESCM2-DR", "dcmt": "DCMT", "aitm": "AITM", "hm3_ipw": "HM3+IPW"}
+MODERN = {method: TITLES[method] for method in ("escm2_ipw", "escm2_dr", "dcmt", "aitm", "hm3_ipw")}
 PAPER_AUCS = {
     "CVR": {
         "BASE": (0.84117, 0.84583, 0.84932), "ESMM": (0.84297, 0.84601, 0.85098), "ESM2": (0.84493, 0.84794, 0.85213),
@@ -105,7 +97,7 @@ def variants() -> dict[str, list[Config]]:
     """Returns the runs of the paper: each method, AUX, the three losses of each chain, and BASE and ESMM as large as HM3."""
     runs = {name: configs(method) for method, name in NAMES.items()} | {"AUX": configs("aux")}
     for method in (*CHAINS, "aux"):
-        name = NAMES.get(method, "AUX")
+        name = TITLES[method]
         runs |= {post_click(name): configs(method, loss_weight=3.0), edge(name): configs(method, edge=1.0)}
     return runs | {f"{NAMES[method]}, as large as HM3": configs(method, WIDER) for method in ("base", "esmm")}
 
@@ -202,7 +194,7 @@ SELECTION = {f"selection{rho:+.2f}": f"{rho:+.2f}" for rho in (-0.5, -0.25, 0.0,
 def worlds() -> Plan:
     """Returns the plan of all worlds at volume S, with methods against clicks that select what is observed."""
     runs = {name: configs(method) for method, name in NAMES.items()} | {"AUX": configs("aux")}
-    runs |= {edge(NAMES.get(method, "AUX")): configs(method, edge=1.0) for method in (*CHAINS, "aux")}
+    runs |= {edge(TITLES[method]): configs(method, edge=1.0) for method in (*CHAINS, "aux")}
     runs |= {name: configs(method) for method, name in MODERN.items()}
     every = tuple(runs)
     runs |= {

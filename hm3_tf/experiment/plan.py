@@ -40,7 +40,6 @@ class Log:
                 f"plan: expected volumes of multiples of {BLOCK_ROWS:,} rows that ascend to the {rows} rows of a simulated "
                 f"log, got {dict(self.volumes)}"
             )
-
         if rows is not None and rows % POSITIONS:
             raise ConfigError(f"plan: expected rows of whole slates of {POSITIONS}, got {rows}")
 

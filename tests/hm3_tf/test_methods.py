@@ -31,6 +31,11 @@ def test_every_method_names_a_design_and_the_chains_have_none_of_their_own(name)
     assert (METHODS[name].design == "chain") == (name in CHAINS)
 
 
+def test_every_method_has_a_title_of_its_own():
+    assert set(methods.TITLES) == set(METHODS)
+    assert len(set(methods.TITLES.values())) == len(METHODS)
+
+
 def test_the_losses_of_a_method_are_its_levels_and_those_that_its_design_adds():
     assert HM3.losses == HM3.levels
     assert METHODS["hm3_ipw"].losses == (*HM3.levels, "cvr")
