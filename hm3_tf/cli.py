@@ -25,14 +25,16 @@ class Verb:
     Attributes:
       summary: What it does, in a line.
       define: Defines its flags; some depend on the arguments, as those of a config file's fields.
-      run: Runs it with the parsed flags.
+      run: Runs it with the parsed flags, and with the command after `--` if it takes one.
       required: Flags that must be given.
+      takes_command: Whether `-- VERB --flags` follows its flags.
     """
 
     summary: str
     define: Callable[[flags.FlagValues, Sequence[str]], None]
-    run: Callable[[flags.FlagValues], None]
+    run: Callable[..., None]
     required: tuple[str, ...] = ()
+    takes_command: bool = False
 
 
 def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
@@ -257,6 +259,27 @@ def _explain_extra(extra: str, packages: Sequence[str], error: ModuleNotFoundErr
         ) from error
 
 
+def _define_launch(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
+    flags.DEFINE_integer("workers", None, "Processes that train.", lower_bound=1, flag_values=values)
+    _choice(values, "engine", "local", ("local",), "local: processes of this machine.")
+    flags.DEFINE_integer(
+        "max_restarts",
+        3,
+        "Times that all workers are started again when one is lost.",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
+def _launch(values: flags.FlagValues, command: Sequence[str]) -> None:
+    from hm3_tf.launch import launch
+
+    if not command or command[0] != "train":
+        raise UsageError(f"hm3 launch: expected `-- train --flags` after its own flags, got {list(command)}")
+    _parse("train", command[1:])  # what is wrong with them is said here, once
+    launch(command, values.workers, values.max_restarts)
+
+
 VERBS = {
     "simulate": Verb("write a log whose true probabilities are known", _define_simulate, _simulate, ("output_dir",)),
     "convert": Verb("turn a raw log into a data folder", _define_convert, _convert, ("source", "input", "output_dir")),
@@ -265,6 +288,7 @@ VERBS = {
     "predict": Verb("write predictions as Parquet", _define_predict, _predict, ("workdir", "data_dir", "output")),
     "export": Verb("write a SavedModel for TF Serving", _define_export, _export, ("workdir", "export_dir")),
     "experiment": Verb("run a plan of methods, logs and seeds", _define_experiment, _experiment, ("plan", "workdir")),
+    "launch": Verb("train with several workers", _define_launch, _launch, ("workers",), takes_command=True),
     "report": Verb("write figures and plots of runs as one HTML file", _define_report, _report, ("workdir", "output")),
 }
 
@@ -301,14 +325,19 @@ def _run(arguments: Sequence[str]) -> None:
     if arguments[0] == "--version":
         print(__version__)
         return
-    name, *rest = arguments
+    name, *own = arguments
     if name not in VERBS:
         raise UsageError(f"expected a verb of {tuple(VERBS)}, got {name!r}; {did_you_mean(name, VERBS)}")
-    values = _parse(name, rest)
+    command: list[str] = []
+    if VERBS[name].takes_command and "--" in own:
+        end = own.index("--")
+        own, command = own[:end], own[end + 1 :]
+    values = _parse(name, own)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what goes wrong comes as an exception too
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hm3_tf").setLevel(logging.INFO)
-    VERBS[name].run(values)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    VERBS[name].run(values, *([command] if VERBS[name].takes_command else []))
 
 
 def _status(arguments: Sequence[str]) -> int:
@@ -318,7 +347,7 @@ def _status(arguments: Sequence[str]) -> int:
         if "--traceback" in arguments:
             traceback.print_exc()
         print(f"hm3: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return error.status
     except KeyboardInterrupt:
         print("hm3: error: interrupted", file=sys.stderr)
         return 130
@@ -326,7 +355,7 @@ def _status(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """Runs the command and exits with its status: 0 well, 1 an expected failure, 2 a usage error."""
+    """Runs the command and exits with its status: 0 well, else that of its error, see `hm3_tf.errors`."""
     try:
         status = _status(sys.argv[1:])
     except Exception:  # unexpected: shown in full, and still with a status of our own

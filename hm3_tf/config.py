@@ -124,6 +124,7 @@ class TrainingConfig(_Section):
       edge_loss_weight: Weight of the full-path likelihood; 0 is the paper.
       log_every_steps: Steps between lines of metrics.jsonl.
       checkpoint_every_steps: Steps between checkpoints, besides one at each epoch's end.
+      checkpoint_every_minutes: Minutes between them, or 0 for steps alone.
       keep_checkpoints: Latest checkpoints that are kept.
       best_metric: Figure of the validation split that chooses the best checkpoint: `pctcvr.auc`, `pcvr.log_loss`, ...
       early_stopping_epochs: Epochs without a better one after which training ends, or 0 for never.
@@ -144,6 +145,7 @@ class TrainingConfig(_Section):
     edge_loss_weight: float = 0.0
     log_every_steps: int = 100
     checkpoint_every_steps: int = 1000
+    checkpoint_every_minutes: float = 0.0
     keep_checkpoints: int = 3
     best_metric: str = "pctcvr.auc"
     early_stopping_epochs: int = 0
@@ -156,9 +158,11 @@ class DistributionConfig(_Section):
 
     Attributes:
       strategy: one_device, mirrored (all GPUs of this machine) or multi_worker (of the cluster in TF_CONFIG).
+      start_seconds: Time that a worker waits for the others to start.
     """
 
     strategy: str = "one_device"
+    start_seconds: float = 600.0
 
 
 @dataclasses.dataclass
@@ -208,8 +212,14 @@ def checked(config: Config) -> Config:
     )
     for name, value in positive:
         _require(value > 0, name, "a number above 0", value)
-    for name in ("max_steps", "edge_loss_weight", "early_stopping_epochs", "seed"):
+    for name in ("max_steps", "edge_loss_weight", "early_stopping_epochs", "seed", "checkpoint_every_minutes"):
         _require(getattr(training, name) >= 0, f"training.{name}", "a number of at least 0", getattr(training, name))
+    _require(
+        config.distribution.start_seconds > 0,
+        "distribution.start_seconds",
+        "a number above 0",
+        config.distribution.start_seconds,
+    )
     clip = training.propensity_clip
     _require(1 <= clip < math.inf, "training.propensity_clip", "a finite number of at least 1", clip)
     _require(training.seed < 2**32, "training.seed", "a number below 2**32", training.seed)

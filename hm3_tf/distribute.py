@@ -1,93 +1,45 @@
-"""Replicas: the strategy of a run, and the one place where TF_CONFIG is read."""
+"""Replicas: the strategy of a run, and what its workers tell each other."""
 
-import json
-import os
-import socket
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from hm3_tf.errors import Hm3Error
+from data_pipeline import storage
+from hm3_tf.cluster import await_workers, read_cluster, refuse_idle_cluster
+from hm3_tf.config import DistributionConfig
+from hm3_tf.errors import Hm3Error, LostWorkerError
 
-_JOBS = ("chief", "worker")  # that train; the first of them is the chief
-_REMEDY = (
-    'set it to {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": n}}, the same cluster and '
-    "another index on each worker"
-)
+_JOBS = ("chief", "worker")
+_SHARED_FILE = "cluster"
+_SHARED_S = 10.0  # within which a shared file system shows a new file
 
 
-def make_strategy(name: str) -> tf.distribute.Strategy:
+def make_strategy(config: DistributionConfig) -> tf.distribute.Strategy:
     """Returns the strategy of a run.
 
     Args:
-      name: `one_device`, `mirrored` (all GPUs of this machine) or `multi_worker` (of the cluster in TF_CONFIG).
+      config: Its `strategy` is `one_device`, `mirrored` (all GPUs of this machine) or `multi_worker` (of the cluster in
+        TF_CONFIG).
 
     Returns:
       The strategy.
 
     Raises:
       Hm3Error: `multi_worker` without a usable TF_CONFIG, or its port is taken.
+      LostWorkerError: A worker did not come.
     """
-    if name != "multi_worker":
-        _refuse_idle_cluster(name)
-    if name == "mirrored":
-        return tf.distribute.MirroredStrategy()
-    if name == "multi_worker":
-        _check_tf_config()
+    if config.strategy == "multi_worker":
+        await_workers(read_cluster(), config.start_seconds)
         return tf.distribute.MultiWorkerMirroredStrategy()
+    refuse_idle_cluster(config.strategy)
+    if config.strategy == "mirrored":
+        return tf.distribute.MirroredStrategy()
     return tf.distribute.OneDeviceStrategy("/gpu:0" if tf.config.list_physical_devices("GPU") else "/cpu:0")
-
-
-def _refuse_idle_cluster(name: str) -> None:
-    """Refuses a strategy of one machine where TF_CONFIG names several: each would train the whole log by itself."""
-    try:
-        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")["cluster"]
-        tasks = sum(len(cluster.get(job, ())) for job in _JOBS)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return
-    if tasks > 1:
-        raise Hm3Error(
-            f"distribution.strategy={name}: expected no cluster, but TF_CONFIG names one of {tasks} tasks; set "
-            "--config.distribution.strategy=multi_worker, or unset TF_CONFIG"
-        )
-
-
-def _check_tf_config() -> None:
-    text = os.environ.get("TF_CONFIG")
-    if not text:
-        raise Hm3Error(
-            f"distribution.strategy=multi_worker: expected TF_CONFIG in the environment, found none; {_REMEDY}"
-        )
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise Hm3Error(f"TF_CONFIG: expected JSON, got {text[:80]!r} ({error}); {_REMEDY}") from error
-    address = _own_address(config)
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise Hm3Error(f"TF_CONFIG: expected addresses as host:port, got {address!r}; {_REMEDY}")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", int(port)))
-        except (OSError, OverflowError) as error:
-            raise Hm3Error(
-                f"TF_CONFIG: expected the free port {port} for this worker ({address}), but it cannot be opened: {error}; "
-                "stop what uses it, or name another port on all workers"
-            ) from error
-
-
-def _own_address(config: Any) -> str:
-    try:
-        job, index = config["task"]["type"], int(config["task"]["index"])
-        if job not in _JOBS or index < 0:
-            raise ValueError(f"task {job} {index}")
-        return str(config["cluster"][job][index])
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise Hm3Error(
-            f"TF_CONFIG: expected this worker's task among the addresses of its cluster, got {config!r} ({error!r}); {_REMEDY}"
-        ) from error
 
 
 def input_context(strategy: tf.distribute.Strategy) -> tf.distribute.InputContext:
@@ -136,3 +88,83 @@ def _of_first_replicas(strategy: tf.distribute.Strategy, values: np.ndarray, oth
 
 def _first_here(context: tf.distribute.ReplicaContext, strategy: tf.distribute.Strategy) -> bool:
     return context.replica_id_in_sync_group % max(1, len(strategy.extended.worker_devices)) == 0
+
+
+def check_shared(strategy: tf.distribute.Strategy, workdir: str) -> None:
+    """Checks that all workers see one directory under a path.
+
+    Args:
+      strategy: The strategy.
+      workdir: The path; made if need be.
+
+    Raises:
+      Hm3Error: A worker sees another one; raised on all of them.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    this = input_context(strategy).input_pipeline_id
+    path, token = storage.join(workdir, _SHARED_FILE), np.frombuffer(uuid.uuid4().bytes[:7] + b"\0", np.int64)
+    if this == 0:
+        storage.make_folder(workdir)
+        storage.write_text(path, f"{token[0]}")
+    chiefs = f"{gather(strategy, token)[0]}"
+    start, seen = time.monotonic(), False
+    while not seen and time.monotonic() - start < _SHARED_S:
+        seen = tf.io.gfile.exists(path) and storage.read_text(path, "") == chiefs
+        time.sleep(0 if seen else 0.2)
+    others = [worker for worker, sees in enumerate(gather(strategy, np.array([seen]))) if not sees]
+    if this == 0:
+        tf.io.gfile.remove(path)
+    if others:
+        raise Hm3Error(
+            f"{workdir}: expected a directory that all workers share, but workers {others} do not see what worker 0 wrote "
+            "into it; use a shared file system, or a remote path"
+        )
+
+
+def check_same(strategy: tf.distribute.Strategy, fingerprint: int, data_dir: str) -> None:
+    """Checks that all workers read one log.
+
+    Args:
+      strategy: The strategy.
+      fingerprint: That of this worker's log, an int64.
+      data_dir: Where it lies.
+
+    Raises:
+      Hm3Error: A worker reads another one; raised on all of them.
+    """
+    found = gather(strategy, np.array([fingerprint]))
+    others = [worker for worker, each in enumerate(found) if each != found[0]]
+    if others:
+        raise Hm3Error(
+            f"{data_dir}: expected one log on all workers, but workers {others} read shards of other sizes than worker 0; "
+            "give all of them the same data folder"
+        )
+
+
+@contextlib.contextmanager
+def explained_losses(strategy: tf.distribute.Strategy, workdir: str) -> Iterator[None]:
+    """Turns the failure of an exchange with the other workers within the block into one line.
+
+    Args:
+      strategy: The strategy.
+      workdir: Where the run is.
+
+    Raises:
+      LostWorkerError: Another worker is gone.
+    """
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.InternalError,
+    ) as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
+        raise LostWorkerError(
+            f"{workdir}: expected an answer of all workers, got {type(error).__name__}: {error.message.splitlines()[0]}; see "
+            "which of them ended first and why; the same command on all workers goes on from the latest checkpoint"
+        ) from error

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 
 class Hm3Error(Exception):
-    """An expected failure: bad data, a bad file, an unusable directory. The command exits with 1."""
+    """An expected failure: bad data, a bad file, an unusable directory. The command exits with `status`."""
+
+    status = 1
 
 
 class ConfigError(Hm3Error, ValueError):
@@ -20,7 +22,21 @@ class DataError(Hm3Error, ValueError):
 
 
 class UsageError(Hm3Error, ValueError):
-    """A command line that cannot be understood. The command exits with 2."""
+    """A command line that cannot be understood."""
+
+    status = 2
+
+
+class LostWorkerError(Hm3Error):
+    """Another worker of the run is gone: the same command on all workers goes on from the latest checkpoint."""
+
+    status = 69  # EX_UNAVAILABLE of sysexits.h
+
+
+class PreemptionError(Hm3Error):
+    """The run was told to end (SIGTERM) and has written a checkpoint: the same command goes on from it."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

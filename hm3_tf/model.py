@@ -62,7 +62,12 @@ class ConversionModel(tfrs.Model):
     Args:
       network: Features to predictions, see `build_network`.
       task: Labels and predictions to a loss.
+
+    Attributes:
+      agreement: What workers exchange in each step of training, or None; see `preemption.Agreement`.
     """
+
+    agreement: Any = None
 
     def __init__(self, network: keras.Model, task: CompositeLoss) -> None:
         super().__init__()
@@ -128,6 +133,8 @@ class ConversionModel(tfrs.Model):
     @tf.autograph.experimental.do_not_convert
     def train_step(self, inputs: tuple) -> dict[str, tf.Tensor]:
         """Takes a step; returns the mean loss since the start of the epoch."""
+        if self.agreement is not None:
+            self.agreement.exchange()
         return {"loss": super().train_step(inputs)[self.loss_meter.name]}
 
     @tf.autograph.experimental.do_not_convert

@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,58 +16,18 @@ from data_pipeline.folder import DataFolder, explained_read_errors
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader, lane_count
 from data_pipeline.sampling import NegativeSampling, count_clicked_rows
-from hm3_tf.board import Board
 from hm3_tf.config import BEST_FIGURES, Config, checked
-from hm3_tf.distribute import input_context, make_strategy
-from hm3_tf.errors import ConfigError, Hm3Error
+from hm3_tf.distribute import check_same, check_shared, explained_losses, input_context, make_strategy
+from hm3_tf.errors import ConfigError, Hm3Error, PreemptionError
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
+from hm3_tf.metrics_log import MetricsLog
+from hm3_tf.preemption import SAVE, STOP, Agreement, Termination
 from hm3_tf.progress import Progress
-from hm3_tf.workdir import METRICS_FILE, Workdir, claim_workdir, lock
+from hm3_tf.workdir import Workdir, claim_workdir, lock
 
 _LOGGER = logging.getLogger(__name__)
 _COUNTED_TOGETHER = 16_384  # rows whose clicks are counted together
-
-
-class MetricsLog:
-    """Writes the figures of a training to `metrics.jsonl` and TensorBoard.
-
-    Args:
-      run: The run's directory.
-      step: Steps that the restored checkpoint has taken; lines of later ones are dropped, as they will be taken again.
-      epoch: Epochs it has ended; ends of later ones are dropped too.
-    """
-
-    def __init__(self, run: Workdir, step: int, epoch: int) -> None:
-        self._path = run.file(METRICS_FILE)
-        if tf.io.gfile.exists(self._path):
-            *lines, _ = storage.read_text(self._path, "").split("\n")  # what follows the last end of a line is torn
-            kept = [line for line in lines if self._is_past(json.loads(line), step, epoch)]
-            storage.write_text(self._path, "".join(f"{line}\n" for line in kept))
-        with storage.explained(run.path):
-            self._board = Board(run.file("tensorboard"))
-            self._board.write_config(run.config, run.path)
-
-    @staticmethod
-    def _is_past(figures: dict[str, Any], step: int, epoch: int) -> bool:
-        return figures["step"] <= step and not (figures.get("epoch_end") and figures["epoch"] >= epoch)
-
-    def write(self, figures: dict[str, Any]) -> None:
-        """Adds a line of figures, one of which is `step`."""
-        with storage.explained(self._path):
-            with tf.io.gfile.GFile(self._path, "a") as file:
-                file.write(json.dumps(figures) + "\n")
-            self._board.write_scalars(figures, figures["step"])
-
-    def write_curves(self, counts: Mapping[str, np.ndarray], step: int) -> None:
-        """Adds precision-recall curves to TensorBoard, of {name: int [2, bins], rows by label and bin of the score}."""
-        with storage.explained(self._path):
-            self._board.write_pr_curves(counts, step)
-
-    def end(self, step: int) -> None:
-        """Says in TensorBoard that training ended well after `step` steps."""
-        with storage.explained(self._path):
-            self._board.write_end(step)
 
 
 def training_reader(run: Workdir, index: SplitIndex) -> Reader:
@@ -109,14 +67,17 @@ class Trainer(keras.callbacks.Callback):
         super().__init__()
         self._run, self._strategy, self._chief = run, strategy, chief
         self._log: MetricsLog | None = None
+        self._termination = Termination()
         self._timer = self._epoch_start = (0.0, 0)  # when and after how many steps the last interval and epoch ended
         self._config = run.config.training
         self._reader = training_reader(run, data.split("train"))
+        check_same(strategy, self._reader.index.fingerprint, data.path)
         workers = input_context(strategy).num_input_pipelines
         self._epoch_steps = self._reader.steps(self._config.global_batch_size, workers)
         with strategy.scope():
             self._model = run.build_model()
             self._model.optimizer.build(self._model.network.trainable_variables)
+        self._model.agreement = self._agreement = Agreement(strategy)
         self._evaluator: Evaluator | None = None
         if data.has_split("validation"):
             reader = evaluation_reader(run, data.split("validation"))
@@ -185,8 +146,14 @@ class Trainer(keras.callbacks.Callback):
         Raises:
           DataError: A shard is corrupt, or its records do not hold what the schema says.
           Hm3Error: The loss is not finite, another process trains in the workdir, or it cannot be written.
+          LostWorkerError: Another worker is gone.
+          PreemptionError: The process was told to end (SIGTERM), and a checkpoint is written.
         """
-        with lock(self._run.path) if self._chief else contextlib.nullcontext():
+        with (
+            lock(self._run.path) if self._chief else contextlib.nullcontext(),
+            self._termination.watched(),
+            explained_losses(self._strategy, self._run.path),
+        ):
             return self._train()
 
     def _train(self) -> dict[str, Any]:
@@ -194,20 +161,28 @@ class Trainer(keras.callbacks.Callback):
             self._run.write()
         self._log = MetricsLog(self._run, self._at("step"), self._at("epoch")) if self._chief else None
         figures: dict[str, Any] = {}
-        while self._at("epoch") < self._config.epochs and not self._is_finished():
+        if self._at("step") and (self._is_between_epochs or self._has_all_steps):
+            figures = self._validate()  # again: what followed the checkpoint, which is written before, is lost
+        while not self._is_finished():
             self._train_epoch()
-            figures = self._validate()
             self._save()
-            if self._at("epoch_step"):  # ended by max_steps
-                break
+            figures = self._validate()
         if self._log:
             self._log.end(self._at("step"))
         return figures
 
+    @property
+    def _is_between_epochs(self) -> bool:
+        return not self._at("epoch_step")
+
+    @property
+    def _has_all_steps(self) -> bool:
+        return bool(self._config.max_steps) and self._at("step") >= self._config.max_steps
+
     def _is_finished(self) -> bool:
         patience = self._config.early_stopping_epochs
         stale = bool(patience) and self._at("epoch") - int(self._best["epoch"].numpy()) >= patience
-        return stale or bool(self._config.max_steps and self._at("step") >= self._config.max_steps)
+        return stale or self._has_all_steps or self._at("epoch") >= self._config.epochs
 
     def _train_epoch(self) -> None:
         config, epoch, start = self._config, self._at("epoch"), self._at("epoch_step")
@@ -216,15 +191,18 @@ class Trainer(keras.callbacks.Callback):
             self._model.reset_embeddings(epoch)
         if config.max_steps:
             count = min(count, config.max_steps - self._at("step"))
-        if count:  # none is left where the last checkpoint was written at the very end of an epoch
-            self._fit(epoch, start, count)
-            self._log_interval()
+        self._last_step = self._at("step") + count
+        self._fit(epoch, start, count)
         if start + count == self._epoch_steps:
             self._position["epoch"].assign_add(1)
             self._position["epoch_step"].assign(0)
 
     def _fit(self, epoch: int, start: int, count: int) -> None:
-        """Takes `count` steps of an epoch from step `start` on."""
+        """Takes `count` steps of an epoch from step `start` on.
+
+        Raises:
+          PreemptionError: A worker was told to end before the last of them; a checkpoint is written.
+        """
         config = self._config
         dataset = self._strategy.distribute_datasets_from_function(
             lambda context: self._reader.training_dataset(
@@ -244,17 +222,40 @@ class Trainer(keras.callbacks.Callback):
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
             self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
         taken = self._at("step") - self._epoch_start[1]
+        if taken < count and self._agreement.heard()[STOP]:
+            self._save()
+            raise PreemptionError(self._preempted())
         if taken != count:
             raise Hm3Error(f"training: expected {count} steps of epoch {epoch + 1}, but the data ended after {taken}")
+
+    def _preempted(self) -> str:
+        return (
+            f"{self._run.path}: told to end (SIGTERM) at step {self._at('step')}, whose checkpoint is written; the same "
+            "command goes on from it"
+        )
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tells all workers when this one was told to end, or has a checkpoint to write."""
+        if self._termination.asked:
+            self._agreement.ask(STOP)
+        minutes = self._config.checkpoint_every_minutes
+        if self._chief and minutes and time.monotonic() - self._saved_at >= 60 * minutes:
+            self._agreement.ask(SAVE)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and saves at their intervals."""
         self._position["step"].assign_add(1)
         self._position["epoch_step"].assign_add(1)
         self._progress.advance(1)
-        if self._at("step") % self._config.log_every_steps == 0:
+        step = self._at("step")
+        if step % self._config.log_every_steps == 0:
             self._log_interval()
-        if self._at("step") % self._config.checkpoint_every_steps == 0:
+        if step == self._last_step:  # saved when the position is that of the next epoch
+            return
+        heard = self._agreement.heard()
+        if heard[STOP]:
+            self._model.stop_training = True
+        elif heard[SAVE] or step % self._config.checkpoint_every_steps == 0:
             self._save()
 
     def _interval_figures(self) -> dict[str, Any]:
@@ -294,6 +295,8 @@ class Trainer(keras.callbacks.Callback):
         if self._chief:
             with storage.explained(self._run.file("checkpoints")):
                 self._latest.save(self._at("step"))
+        self._agreement.forget()
+        self._saved_at = time.monotonic()
 
     def _log_interval(self) -> None:
         """Logs what is not logged yet, so that no checkpoint is written after a loss that is not finite."""
@@ -302,21 +305,18 @@ class Trainer(keras.callbacks.Callback):
 
     def _validate(self) -> dict[str, Any]:
         """Logs the end of an epoch or of `max_steps`, evaluates, and keeps the best weights."""
-        step, epoch, ended = self._at("step"), self._at("epoch"), not self._at("epoch_step")
+        step, epoch, ended = self._at("step"), self._at("epoch"), self._is_between_epochs
         losses = self._model.loss_meter.means(-self._sums_before)
         line = {"step": step, "epoch": epoch - ended, "epoch_end": ended, "loss": losses.pop("loss"), "losses": losses}
         rows = (step - self._epoch_start[1]) * self._config.global_batch_size
         line["examples_per_second"] = rows / max(time.monotonic() - self._epoch_start[0], 1e-9)
         if self._evaluator is None:
-            self._write(line)
+            self._write_end(line)
             return {}
         start = time.monotonic()
-        figures = self._evaluator()
-        self._write({**line, "validation_seconds": time.monotonic() - start, "validation": figures})
-        if self._log:
-            between = [f"levels/{level}" for level in self._evaluator.levels[1:-1]]
-            names = [f"validation/{name}" for name in ("pctr", *between, "pctcvr", "pcvr")]
-            self._log.write_curves(dict(zip(names, self._evaluator.counts)), step)
+        with self._termination.ends_at_once(self._preempted()):
+            figures = self._evaluator()
+        self._write_end({**line, "validation_seconds": time.monotonic() - start, "validation": figures})
         target, _, figure = self._config.best_metric.partition(".")
         value = figures.get(target, figures["levels"].get(target))[figure]
         best = self._best["value"].numpy()
@@ -329,12 +329,22 @@ class Trainer(keras.callbacks.Callback):
             self._save_best(step, self._evaluator.counts)
         return figures
 
+    def _write_end(self, line: dict[str, Any]) -> None:
+        """Writes the line of an end, and its curves, unless the process that was here before did."""
+        if self._log is None or self._log.has_end(line["step"]):
+            return
+        self._log.write(line)
+        if self._evaluator:
+            between = [f"levels/{level}" for level in self._evaluator.levels[1:-1]]
+            names = [f"validation/{name}" for name in ("pctr", *between, "pctcvr", "pcvr")]
+            self._log.write_curves(dict(zip(names, self._evaluator.counts)), line["step"])
+
     def _save_best(self, step: int, counts: list[np.ndarray]) -> None:
         """Saves the weights, with the calibration that fits them; training goes on without it."""
         layer = self._model.network.get_layer("hm3/calibration") if self._config.calibrate else None
         if layer:
             layer.fit(counts)
-        if self._chief:
+        if self._chief and not (self._best_checkpoint.latest_checkpoint or "").endswith(f"-{step}"):
             with storage.explained(self._run.file("checkpoints")):
                 self._best_checkpoint.save(step)
         if layer:
@@ -356,11 +366,12 @@ def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
       Hm3Error: Config, log, workdir or cluster cannot be used; the message says which and why.
     """
     config = checked(config)
-    strategy = make_strategy(config.distribution.strategy)
+    strategy = make_strategy(config.distribution)
     chief = input_context(strategy).input_pipeline_id == 0
     keras.utils.set_random_seed(config.training.seed)
     data = DataFolder.open(data_dir)
     run = claim_workdir(workdir, config, data)
+    check_shared(strategy, workdir)
     if chief:
         check_export(run)
     return Trainer(run, data, strategy, chief)

@@ -26,9 +26,9 @@ METRICS_FILE = "metrics.jsonl"
 _MAY_CHANGE = {  # fields that say how long and how closely watched a run is, not what it computes
     "training": (
         *("epochs", "max_steps", "early_stopping_epochs"),
-        *("log_every_steps", "checkpoint_every_steps", "keep_checkpoints"),
+        *("log_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints"),
     ),
-    "distribution": ("strategy",),
+    "distribution": ("strategy", "start_seconds"),
 }
 
 

@@ -28,12 +28,14 @@ LEVELS = (
         "hm3_tf.designs",
         "hm3_tf.model",
     ),
-    ("hm3_tf.board", "hm3_tf.distribute", "hm3_tf.workdir"),
+    ("hm3_tf.cluster", "hm3_tf.distribute", "hm3_tf.preemption"),
+    ("hm3_tf.board", "hm3_tf.workdir", "hm3_tf.metrics_log"),
     ("hm3_tf.train", "hm3_tf.evaluate", "hm3_tf.predict", "hm3_tf.export"),
     ("hm3_tf.report", "hm3_tf.report.gather", "hm3_tf.report.svg", "hm3_tf.report.plots", "hm3_tf.report.page"),
     ("hm3_tf.experiment", "hm3_tf.experiment.measures", "hm3_tf.experiment.results", "hm3_tf.experiment.tables"),
     ("hm3_tf.experiment.plots",),
     ("hm3_tf.experiment.document", "hm3_tf.experiment.plan", "hm3_tf.experiment.cell", "hm3_tf.experiment.runner"),
+    ("hm3_tf.launch",),
     ("hm3_tf.config_files", "hm3_tf.cli"),
     ("hm3_tf.__main__",),
 )
@@ -155,7 +157,7 @@ def mentions(tree: ast.AST, text: str) -> bool:
 
 
 def test_tf_config_is_read_in_one_place():
-    assert [name for name, tree in TREES.items() if mentions(tree, "TF_CONFIG")] == ["hm3_tf.distribute"]
+    assert [name for name, tree in TREES.items() if mentions(tree, "TF_CONFIG")] == ["hm3_tf.cluster"]
 
 
 def test_flags_are_read_in_one_place():

@@ -22,7 +22,7 @@ def main(method: str, data_dir: str, workdir: str, strategy: str, output: str) -
     if strategy == "mirrored":  # as on a machine of two GPUs
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
-        train.make_strategy = lambda name: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        train.make_strategy = lambda config: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     features = ("position", "user_id", "item_id", "brand", "price", "history")
     config = Config(
         model=ModelConfig(method, tower_units=(8, 4), dropout=0.0, embedding_dim=4, features=features),
