@@ -13,6 +13,7 @@ from data_pipeline.labels import NESTING_POLICIES
 from hm3_tf import __version__
 from hm3_tf.config_files import define_config, explain_unknown_field
 from hm3_tf.errors import Hm3Error, UsageError, did_you_mean
+from hm3_tf.preemption import Termination
 from hm3_tf.tables import metrics_table
 
 SPLIT_HELP = "date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY or fraction:TRAIN,VALIDATION,TEST"
@@ -120,9 +121,11 @@ def _define_train(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 
 def _train(values: flags.FlagValues) -> None:
-    from hm3_tf.train import train_and_evaluate
+    termination = Termination()
+    with termination.watched(), termination.ends_at_once("told to end (SIGTERM) before or after the steps of training"):
+        from hm3_tf.train import train_and_evaluate
 
-    figures = train_and_evaluate(values.config, values.data_dir, values.workdir)
+        figures = train_and_evaluate(values.config, values.data_dir, values.workdir)
     print(f"trained {values.workdir}")
     if figures:
         print(metrics_table({"split": "validation", **figures}))

@@ -64,7 +64,7 @@ class ConversionModel(tfrs.Model):
       task: Labels and predictions to a loss.
 
     Attributes:
-      agreement: What workers exchange in each step of training, or None; see `preemption.Agreement`.
+      agreement: What workers exchange in each step of training, or None; see `distribute.Agreement`.
     """
 
     agreement: Any = None

@@ -17,12 +17,21 @@ from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader, lane_count
 from data_pipeline.sampling import NegativeSampling, count_clicked_rows
 from hm3_tf.config import BEST_FIGURES, Config, checked
-from hm3_tf.distribute import check_same, check_shared, explained_losses, input_context, make_strategy
+from hm3_tf.distribute import (
+    SAVE,
+    STOP,
+    Agreement,
+    check_same,
+    check_shared,
+    explained_losses,
+    input_context,
+    make_strategy,
+)
 from hm3_tf.errors import ConfigError, Hm3Error, PreemptionError
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
 from hm3_tf.metrics_log import MetricsLog
-from hm3_tf.preemption import SAVE, STOP, Agreement, Termination
+from hm3_tf.preemption import Termination
 from hm3_tf.progress import Progress
 from hm3_tf.workdir import Workdir, claim_workdir, lock
 
