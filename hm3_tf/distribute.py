@@ -1,4 +1,4 @@
-"""Replicas: the strategy of a run, and the one place where TF_CONFIG is read."""
+"""Replicas: the strategy of a run, and the one place where TF_CONFIG and the variables of Slurm are read."""
 
 import json
 import os
@@ -21,19 +21,22 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     """Returns the strategy of a run.
 
     Args:
-      name: `one_device`, `mirrored` (all GPUs of this machine) or `multi_worker` (of the cluster in TF_CONFIG).
+      name: `one_device`, `mirrored` (all GPUs of this machine) or `multi_worker` (of the cluster in TF_CONFIG, or else
+        the tasks of the Slurm step).
 
     Returns:
       The strategy.
 
     Raises:
-      Hm3Error: `multi_worker` without a usable TF_CONFIG, or its port is taken.
+      Hm3Error: `multi_worker` without a usable TF_CONFIG or Slurm step, or its port is taken.
     """
     if name != "multi_worker":
         _refuse_idle_cluster(name)
     if name == "mirrored":
         return tf.distribute.MirroredStrategy()
     if name == "multi_worker":
+        if "SLURM_JOB_ID" in os.environ and not os.environ.get("TF_CONFIG"):
+            os.environ["TF_CONFIG"] = json.dumps(_slurm_tf_config())
         _check_tf_config()
         return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.OneDeviceStrategy("/gpu:0" if tf.config.list_physical_devices("GPU") else "/cpu:0")
@@ -51,6 +54,33 @@ def _refuse_idle_cluster(name: str) -> None:
             f"distribution.strategy={name}: expected no cluster, but TF_CONFIG names one of {tasks} tasks; set "
             "--config.distribution.strategy=multi_worker, or unset TF_CONFIG"
         )
+
+
+def _slurm_tf_config() -> dict[str, Any]:
+    """Returns the TF_CONFIG that the variables of this task's Slurm step stand for.
+
+    Jobs that share a node have ports of their own, 16 each, below those that Linux hands out. Slurm binds the GPUs: the
+    resolver would count them by nvidia-smi, fails where there are none, and is told one a task instead.
+
+    Raises:
+      Hm3Error: This process was not started by srun.
+    """
+    job = int(os.environ["SLURM_JOB_ID"])
+    port = 10_000 + job % 1_000 * 16
+    try:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=port, gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]), gpus_per_task=1, auto_set_gpu=False
+        )
+        cluster = resolver.cluster_spec().as_dict()
+        own = f"{os.environ['SLURMD_NODENAME']}:{port + int(os.environ['SLURM_LOCALID'])}"
+        # Not the resolver's own index: it sorts the nodes as text, n10 before n9, and takes the tasks to be in that order.
+        index = cluster["worker"].index(own)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise Hm3Error(
+            f"distribution.strategy=multi_worker: expected a task of a Slurm step in job {job}, got {error!r}; start the "
+            "workers as srun hm3 train ..., or set TF_CONFIG"
+        ) from error
+    return {"cluster": cluster, "task": {"type": "worker", "index": index}}
 
 
 def _check_tf_config() -> None:
