@@ -301,6 +301,14 @@ def _usage() -> str:
     return f"hm3-tf {__version__}\n\nusage: hm3 VERB --flags    (hm3 VERB --help lists the flags)\n\n{verbs}"
 
 
+def _split(name: str, arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Returns a verb's own arguments, and those of the command after `--` if it takes one."""
+    if not VERBS[name].takes_command or "--" not in arguments:
+        return arguments, ()
+    end = arguments.index("--")
+    return arguments[:end], arguments[end + 1 :]
+
+
 def _parse(name: str, arguments: Sequence[str]) -> flags.FlagValues:
     verb = VERBS[name]
     values = flags.FlagValues()
@@ -331,10 +339,7 @@ def _run(arguments: Sequence[str]) -> None:
     name, *own = arguments
     if name not in VERBS:
         raise UsageError(f"expected a verb of {tuple(VERBS)}, got {name!r}; {did_you_mean(name, VERBS)}")
-    command: list[str] = []
-    if VERBS[name].takes_command and "--" in own:
-        end = own.index("--")
-        own, command = own[:end], own[end + 1 :]
+    own, command = _split(name, own)
     values = _parse(name, own)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what goes wrong comes as an exception too
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

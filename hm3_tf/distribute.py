@@ -25,13 +25,13 @@ def make_strategy(config: DistributionConfig) -> tf.distribute.Strategy:
 
     Args:
       config: Its `strategy` is `one_device`, `mirrored` (all GPUs of this machine) or `multi_worker` (of the cluster in
-        TF_CONFIG).
+        TF_CONFIG, or else of the Slurm step).
 
     Returns:
       The strategy.
 
     Raises:
-      Hm3Error: `multi_worker` without a usable TF_CONFIG, or its port is taken.
+      Hm3Error: `multi_worker` without a usable TF_CONFIG or Slurm step, or its port is taken.
       LostWorkerError: A worker did not come.
     """
     if config.strategy == "multi_worker":

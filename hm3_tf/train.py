@@ -77,6 +77,7 @@ class Trainer(keras.callbacks.Callback):
         self._run, self._strategy, self._chief = run, strategy, chief
         self._log: MetricsLog | None = None
         self._termination = Termination()
+        self._saved_at = time.monotonic()  # the latest checkpoint
         self._timer = self._epoch_start = (0.0, 0)  # when and after how many steps the last interval and epoch ended
         self._config = run.config.training
         self._reader = training_reader(run, data.split("train"))

@@ -156,8 +156,9 @@ def mentions(tree: ast.AST, text: str) -> bool:
     return any(isinstance(node, ast.Constant) and node.value == text for node in ast.walk(tree))
 
 
-def test_tf_config_is_read_in_one_place():
-    assert [name for name, tree in TREES.items() if mentions(tree, "TF_CONFIG")] == ["hm3_tf.cluster"]
+@pytest.mark.parametrize("variable", ["TF_CONFIG", "SLURM_JOB_ID"])
+def test_the_cluster_is_read_in_one_place(variable):
+    assert [name for name, tree in TREES.items() if mentions(tree, variable)] == ["hm3_tf.cluster"]
 
 
 def test_flags_are_read_in_one_place():

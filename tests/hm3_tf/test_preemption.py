@@ -5,6 +5,7 @@ import signal
 import threading
 
 import pytest
+
 from hm3_tf.errors import PreemptionError
 from hm3_tf.preemption import Termination
 
