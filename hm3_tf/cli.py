@@ -336,10 +336,10 @@ def _run(arguments: Sequence[str]) -> None:
     if arguments[0] == "--version":
         print(__version__)
         return
-    name, *own = arguments
+    name, *rest = arguments
     if name not in VERBS:
         raise UsageError(f"expected a verb of {tuple(VERBS)}, got {name!r}; {did_you_mean(name, VERBS)}")
-    own, command = _split(name, own)
+    own, command = _split(name, rest)
     values = _parse(name, own)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what goes wrong comes as an exception too
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
