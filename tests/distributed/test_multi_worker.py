@@ -42,9 +42,13 @@ def run_to_end(processes: list[subprocess.Popen]) -> None:
                 process.kill()
 
 
-def losses(workdir) -> list[float]:
+def intervals(workdir) -> list[dict]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "epoch_end" not in line]
+    return [line for line in lines if "epoch_end" not in line]
+
+
+def losses(workdir) -> list[float]:
+    return [line["loss"] for line in intervals(workdir)]
 
 
 @pytest.fixture(scope="module", params=["hm3", "gmcm"])
@@ -89,6 +93,14 @@ def test_two_workers_end_with_the_weights_of_one_but_for_rounding(runs):
     for name in set(alone.files) - {"validation_auc"}:
         # Adam divides by the size of a gradient, so where that is rounding alone, single weights take other steps.
         assert np.abs(together[name] - alone[name]).mean() < 1e-5, name
+
+
+def test_replicas_write_how_few_bytes_of_gradients_of_tables_they_send(runs):
+    assert not any("bytes_exchanged" in line for line in intervals(runs / "one"))
+    for workdir in (runs / "two", runs / "mirrored"):
+        sent = [line["bytes_exchanged"] for line in intervals(workdir)]
+        # 256 rows look up at least 4 ids, of which each is at most a row of 20 bytes: 4 floats and its number.
+        assert len(sent) == 2 * 9 and min(sent) > 0 and max(sent) < 256 * 4 * 20
 
 
 def test_only_the_chief_writes_and_the_run_can_be_opened(runs):
