@@ -47,6 +47,16 @@ class HashedEmbeddings(keras.layers.Layer):
     def _tables(self, dim: int) -> list[Table]:
         return [table for table in embedding_tables(self._features) if table.dim == dim]
 
+    @property
+    def features(self) -> tuple[HashedFeature, ...]:
+        """The hashed features."""
+        return self._features
+
+    @property
+    def parts(self) -> list[tuple[tf.Variable, list[Table]]]:
+        """The variables, each with its tables in the order of their ranges of rows; once built."""
+        return [(variable, self._tables(dim)) for dim, variable in zip(self._widths, self._variables)]
+
     def build(self, input_shape) -> None:
         """Creates one variable a width: float32 [rows of all its tables, width]."""
         self._variables = [

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from hm3_tf.errors import ConfigError, did_you_mean
+from hm3_tf.exchange import Gradient, TableExchange
 
 
 class LazyAdam(keras.optimizers.Adam):
@@ -28,6 +29,15 @@ class LazyAdam(keras.optimizers.Adam):
         super().__init__(learning_rate=learning_rate, **kwargs)
         if self.amsgrad:
             raise ValueError("LazyAdam: expected amsgrad=False, which it does not have for rows of tables, got True")
+        self.exchange: TableExchange | None = None
+
+    def aggregate_gradients(
+        self, grads_and_vars: Iterable[tuple[Gradient, tf.Variable]]
+    ) -> list[tuple[Gradient, tf.Variable]]:
+        """Sums (gradient, variable) pairs over the replicas: by `exchange`, or as Keras does where it is None."""
+        if self.exchange is None:
+            return super().aggregate_gradients(grads_and_vars)
+        return self.exchange.aggregate(grads_and_vars, super().aggregate_gradients)
 
     def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
         """Updates one variable.

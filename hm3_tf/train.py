@@ -170,6 +170,8 @@ class Trainer(keras.callbacks.Callback):
         if self._chief:
             self._run.write()
         self._log = MetricsLog(self._run, self._at("step"), self._at("epoch")) if self._chief else None
+        if self._strategy.num_replicas_in_sync > 1:
+            self._plan_exchange()
         figures: dict[str, Any] = {}
         if self._at("step") and (self._is_between_epochs or self._has_all_steps):
             figures = self._validate()  # again: what followed the checkpoint, which is written before, is lost
@@ -188,6 +190,23 @@ class Trainer(keras.callbacks.Callback):
     @property
     def _has_all_steps(self) -> bool:
         return bool(self._config.max_steps) and self._at("step") >= self._config.max_steps
+
+    def _plan_exchange(self) -> None:
+        """Chooses how gradients of tables cross, by the first batch of a replica of the first worker: all choose alike."""
+        workers, replicas = input_context(self._strategy).num_input_pipelines, self._strategy.num_replicas_in_sync
+        with explained_read_errors(self._reader.index), self._strategy.scope():
+            features, *_ = next(iter(self._batches(tf.distribute.InputContext(workers, 0, replicas), epoch=0, start=0)))
+            self._model.plan_exchange(features)
+
+    def _batches(self, context: tf.distribute.InputContext, epoch: int, start: int) -> tf.data.Dataset:
+        return self._reader.training_dataset(
+            self._config.global_batch_size,
+            seed=self._config.seed,
+            epoch=epoch,
+            start_step=start,
+            input_context=context,
+            window_rows=self._run.config.data.shuffle_rows,
+        )
 
     def _is_finished(self) -> bool:
         patience = self._config.early_stopping_epochs
@@ -214,16 +233,7 @@ class Trainer(keras.callbacks.Callback):
           PreemptionError: A worker was told to end before the last of them; a checkpoint is written.
         """
         config = self._config
-        dataset = self._strategy.distribute_datasets_from_function(
-            lambda context: self._reader.training_dataset(
-                config.global_batch_size,
-                seed=config.seed,
-                epoch=epoch,
-                start_step=start,
-                input_context=context,
-                window_rows=self._run.config.data.shuffle_rows,
-            )
-        )
+        dataset = self._strategy.distribute_datasets_from_function(lambda context: self._batches(context, epoch, start))
         title = f"epoch {epoch + 1} of {config.epochs}"
         progress = Progress(title, self._epoch_steps, "steps", done=start)
         with progress as self._progress, explained_read_errors(self._reader.index):
@@ -293,6 +303,7 @@ class Trainer(keras.callbacks.Callback):
             "loss": loss,
             "examples_per_second": rows / max(now - then, 1e-9),
             "losses": losses,
+            **({"bytes_exchanged": self._model.exchange.mean_sent_bytes()} if self._model.exchange else {}),
         }
 
     def _write(self, figures: dict[str, Any]) -> None:

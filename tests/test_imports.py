@@ -15,7 +15,7 @@ LEVELS = (
     ("hm3_tf", "hm3_tf.errors"),
     ("hm3_tf.behavior_graph", "hm3_tf.features", "hm3_tf.checks", "hm3_tf.preemption"),
     ("hm3_tf.methods", "hm3_tf.config", "hm3_tf.probability", "hm3_tf.progress", "hm3_tf.prefetch", "data_pipeline"),
-    ("hm3_tf.layers", "hm3_tf.losses", "hm3_tf.metrics", "hm3_tf.optimizers"),
+    ("hm3_tf.layers", "hm3_tf.losses", "hm3_tf.metrics", "hm3_tf.exchange", "hm3_tf.optimizers"),
     ("hm3_tf.intervals", "hm3_tf.group_auc", "hm3_tf.tally", "hm3_tf.keras_metrics", "hm3_tf.calibration"),
     ("hm3_tf.curves",),
     ("hm3_tf.compare", "hm3_tf.slices", "hm3_tf.tables"),

@@ -49,9 +49,13 @@ def runs(data, tmp_path_factory):
     return folder
 
 
-def losses(workdir) -> list[float]:
+def intervals(workdir) -> list[dict]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "epoch_end" not in line]
+    return [line for line in lines if "epoch_end" not in line]
+
+
+def losses(workdir) -> list[float]:
+    return [line["loss"] for line in intervals(workdir)]
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -76,6 +80,14 @@ def test_all_workers_end_with_identical_weights(runs, method):
     for other in others:
         for name in first.files:
             np.testing.assert_array_equal(first[name], other[name], err_msg=name)
+
+
+def test_replicas_write_how_few_bytes_of_gradients_of_tables_they_send(runs):
+    assert not any("bytes_exchanged" in line for line in intervals(runs / "hm3-one_device"))
+    for workdir in (runs / "hm3-two", runs / "hm3-mirrored"):
+        sent = [line["bytes_exchanged"] for line in intervals(workdir)]
+        # 256 rows look up at least 4 ids, of which each is at most a row of 20 bytes: 4 floats and its number.
+        assert len(sent) == STEPS and min(sent) > 0 and max(sent) < 256 * 4 * 20
 
 
 def test_only_the_chief_writes_and_the_run_can_be_opened(runs):
