@@ -7,6 +7,7 @@ import tf_keras as keras
 
 from hm3_tf.errors import ConfigError, did_you_mean
 from hm3_tf.exchange import Gradient, TableExchange
+from hm3_tf.layers import gather_rows
 
 
 class LazyAdam(keras.optimizers.Adam):
@@ -56,8 +57,8 @@ class LazyAdam(keras.optimizers.Adam):
         rate = tf.cast(self.learning_rate, variable.dtype) * correction
 
         rows, values = gradient.indices, gradient.values
-        mean = self.beta_1 * tf.gather(first, rows) + (1 - self.beta_1) * values
-        square = self.beta_2 * tf.gather(second, rows) + (1 - self.beta_2) * tf.square(values)
+        mean = self.beta_1 * gather_rows(first, rows) + (1 - self.beta_1) * values
+        square = self.beta_2 * gather_rows(second, rows) + (1 - self.beta_2) * tf.square(values)
         first.scatter_update(tf.IndexedSlices(mean, rows))
         second.scatter_update(tf.IndexedSlices(square, rows))
         variable.scatter_sub(tf.IndexedSlices(rate * mean / (tf.sqrt(square) + self.epsilon), rows))

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from hm3_tf.exchange import RowExchange, TableExchange, TableTraffic, measure_traffic
 from hm3_tf.features import HashedFeature, Table
-from hm3_tf.layers import HashedEmbeddings
+from hm3_tf.layers import HashedEmbeddings, gather_rows
 from hm3_tf.optimizers import LazyAdam
 
 DIM = 3
@@ -190,3 +190,21 @@ def test_the_log_says_what_is_chosen_and_why(caplog):
         "if a row an id were gathered. Reduced densely: small 96 (144 gathered). Distinct rows gathered: tail 96 (240 "
         "dense), other 192 (216 dense)."
     ]
+
+
+def test_replicas_read_the_rows_of_a_batch_and_never_a_whole_table():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
+    with strategy.scope():
+        table = tf.Variable(tf.zeros((1_000, 3)))
+        optimizer = LazyAdam()
+        optimizer.build([table])
+
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(gather_rows(table, tf.constant([5, 7, 5])))
+        optimizer.apply_gradients(zip(tape.gradient(loss, [table]), [table]))
+
+    graph = tf.function(lambda: strategy.run(step)).get_concrete_function().graph
+    reads = [op for op in graph.get_operations() if op.type == "ReadVariableOp"]
+    assert sum(op.type == "ResourceGather" for op in graph.get_operations()) == 2 * 3  # the table and both moments
+    assert not [op.name for op in reads if op.outputs[0].shape.rank == 2]
