@@ -33,7 +33,9 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17,<2.22"],  # CUDA libraries
-        "ray": ["ray[train,data]>=2.40,<3"],  # clusters
+        "ray": [
+            "ray[train,data]>=2.51,<3"
+        ],  # launches and converts on clusters; before 2.51 Ray Train ran under Ray Tune
         "serving": ["tensorflow-serving-api>=2.17,<2.20"],  # requests to TensorFlow Serving
         "report": [
             "matplotlib>=3.8,<4",  # plots

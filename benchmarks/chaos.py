@@ -67,9 +67,10 @@ def workers_of(launch: subprocess.Popen) -> list[int]:
     while waiting:
         pid = waiting.pop()
         with contextlib.suppress(OSError):
-            waiting += map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            for children in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+                waiting += map(int, children.read_text().split())
             command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if pid != launch.pid and re.search(r"-m hm3_tf train|ray::.*TrainWorker", command):
+            if pid != launch.pid and re.search(r"-m hm3_tf(\.launched)? train|ray::.*TrainWorker", command):
                 found.append(pid)
     return found
 

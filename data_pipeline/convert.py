@@ -1,7 +1,8 @@
 """Raw logs to a data folder: TFRecord shards a split, `schema.json` and `statistics.json`."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE
 from data_pipeline.records import arrow_type, flat_values, list_lengths
 from data_pipeline.schema import Column, Schema
 from data_pipeline.sources.base import Source, SourceBatch
-from data_pipeline.write import SplitWriter, check_record_format
+from data_pipeline.write import Shard, SplitWriter, check_record_format, write_index
 from hm3_tf.errors import DataError, UsageError, did_you_mean
 from hm3_tf.progress import Progress
 
@@ -30,17 +31,19 @@ _SPLIT_STREAM = 1  # keys the draw of splits, which must not follow draws that m
 SplitRule = Callable[[pa.RecordBatch], np.ndarray]
 
 
-def fraction_rule(fractions: tuple[float, ...], seed: int) -> SplitRule:
+def fraction_rule(fractions: tuple[float, ...], seed: int, first_row: int = 0) -> SplitRule:
     """Returns the rule that draws a split for each row: int [rows], 0 train, 1 validation, 2 test.
 
     Args:
       fractions: Shares of train, validation and test.
       seed: Seed of the draw, which depends on the order of the rows only.
+      first_row: Number of the first row that the rule is given, from 0: the rows before it have their draws elsewhere.
 
     Returns:
       The rule.
     """
-    generator = np.random.default_rng([seed, _SPLIT_STREAM])
+    draws = np.random.PCG64([seed, _SPLIT_STREAM]).advance(first_row)  # a draw a row
+    generator = np.random.Generator(draws)
     bounds = np.cumsum(fractions)[:-1]
     return lambda rows: np.searchsorted(bounds, generator.random(rows.num_rows), side="right")
 
@@ -91,13 +94,14 @@ def _dates(values: pa.Array, column: str) -> np.ndarray:
         ) from error
 
 
-def parse_split(text: str, column: str, seed: int) -> SplitRule:
+def parse_split(text: str, column: str, seed: int, first_row: int = 0) -> SplitRule:
     """Returns the rule of `--split`.
 
     Args:
       text: `date:2022-05-02,2022-05-03` (validation from the first, test from the second) or `fraction:0.8,0.1,0.1`.
       column: The column of dates.
       seed: Seed of the fractions.
+      first_row: Number of the first row that the rule is given, from 0.
 
     Returns:
       The rule.
@@ -115,7 +119,7 @@ def parse_split(text: str, column: str, seed: int) -> SplitRule:
         if kind == "fraction" and len(parts) == 3:
             fractions = tuple(float(part) for part in parts)
             if min(fractions) >= 0 and abs(sum(fractions) - 1) < 1e-6:
-                return fraction_rule(fractions, seed)
+                return fraction_rule(fractions, seed, first_row)
     except ValueError:
         pass
     raise UsageError(
@@ -128,6 +132,24 @@ def parse_split(text: str, column: str, seed: int) -> SplitRule:
 class _Split:
     writer: SplitWriter
     statistics: stats.StatisticsBuilder
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenSplit:
+    """What was written of a split, by one process or by several.
+
+    Attributes:
+      shards: Its shards in order.
+      statistics: Of their rows.
+    """
+
+    shards: list[Shard]
+    statistics: stats.StatisticsBuilder
+
+    def merge(self, other: "WrittenSplit") -> None:
+        """Adds what another process has written."""
+        self.shards.extend(other.shards)
+        self.statistics.merge(other.statistics)
 
 
 def convert(
@@ -161,30 +183,87 @@ def convert(
       ConfigError: The policy or the format is unknown.
       Hm3Error: The folder cannot be written.
     """
+    with new_data_folder(output_dir, nesting, record_format) as folder, Progress("convert", total_rows) as progress:
+        splits = write_splits(source, folder, split, nesting, record_format, on_rows=progress.advance)
+        return write_metadata(folder, source, splits, record_format)
+
+
+@contextlib.contextmanager
+def new_data_folder(output_dir: str, nesting: str, record_format: str) -> Iterator[str]:
+    """Yields a data folder with an empty folder a split, which appears as `output_dir` when the block ends well.
+
+    Raises:
+      ConfigError: The policy or the format is unknown.
+      Hm3Error: The folder exists with something in it, or cannot be written.
+    """
     label_rules.check_policy(nesting, "--nesting")
     check_record_format(record_format)
     storage.open_file_system(output_dir)
+    with storage.staged_folder(output_dir) as folder:
+        for name in SPLITS:
+            storage.make_folder(storage.join(folder, name))
+        yield folder
+
+
+def write_splits(
+    source: Source,
+    folder: str,
+    split: SplitRule,
+    nesting: str,
+    record_format: str,
+    *,
+    name: str = "part",
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> dict[str, WrittenSplit]:
+    """Writes the rows of a log, or of a part of it, as shards.
+
+    Args:
+      source: The log.
+      folder: Data folder with a folder a split.
+      split: Rule that gives each row its split.
+      nesting: `coerce`, `drop` or `error`.
+      record_format: `packed` or `row`.
+      name: What the names of the shards begin with; a part has its own.
+      on_rows: Called with the number of rows that were written since.
+
+    Returns:
+      {split: what was written of it}.
+
+    Raises:
+      DataError: As `convert`.
+    """
     schema = source.schema
-    with storage.staged_folder(output_dir) as folder, Progress("convert", total_rows) as progress:
-        splits = {name: _open_split(folder, name, schema, record_format) for name in SPLITS}
-        for batch in source.batches():
-            _write_batch(batch, schema, splits, split(batch.rows), nesting)
-            progress.advance(batch.rows.num_rows)
-        for part in splits.values():
-            part.writer.close()
-        results = {name: part.statistics.result() for name, part in splits.items()}
-        if not results["train"].rows:
-            counts = {name: result.rows for name, result in results.items()}
-            raise DataError(f"--split: expected rows for the training split, got {counts}; check --input and --split")
-        storage.write_text(storage.join(folder, SCHEMA_FILE), schemas.to_json(_size(schema, source, results["train"])))
-        storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
+    splits = {
+        part: _Split(
+            SplitWriter(storage.join(folder, part), schema.columns, record_format, name=name),
+            stats.StatisticsBuilder(schema),
+        )
+        for part in SPLITS
+    }
+    for batch in source.batches():
+        _write_batch(batch, schema, splits, split(batch.rows), nesting)
+        on_rows(batch.rows.num_rows)
+    return {part: WrittenSplit(each.writer.finish(), each.statistics) for part, each in splits.items()}
+
+
+def write_metadata(
+    folder: str, source: Source, splits: dict[str, WrittenSplit], record_format: str
+) -> dict[str, stats.SplitStatistics]:
+    """Writes the indexes, `schema.json` and `statistics.json` of a data folder, and returns {split: its statistics}.
+
+    Raises:
+      DataError: The training split is empty.
+    """
+    results = {name: part.statistics.result() for name, part in splits.items()}
+    if not results["train"].rows:
+        counts = {name: result.rows for name, result in results.items()}
+        raise DataError(f"--split: expected rows for the training split, got {counts}; check --input and --split")
+    for name, part in splits.items():
+        write_index(storage.join(folder, name), record_format, part.shards)
+    schema = _size(source.schema, source, results["train"])
+    storage.write_text(storage.join(folder, SCHEMA_FILE), schemas.to_json(schema))
+    storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
     return results
-
-
-def _open_split(folder: str, name: str, schema: Schema, record_format: str) -> _Split:
-    path = storage.join(folder, name)
-    storage.make_folder(path)
-    return _Split(SplitWriter(path, schema.columns, record_format), stats.StatisticsBuilder(schema))
 
 
 def _write_batch(

@@ -46,6 +46,11 @@ class _CategoryCounter:
         self._missing += values.size - present.size
         self._seen[_mix(present.view(np.uint64)) >> np.uint64(64 - _SKETCH_BITS)] = True
 
+    def merge(self, other: "_CategoryCounter") -> None:
+        self._count += other._count
+        self._missing += other._missing
+        self._seen |= other._seen
+
     def result(self) -> dict[str, Any]:
         free = max(1, _SKETCH_SLOTS - np.count_nonzero(self._seen))
         return {
@@ -69,14 +74,22 @@ class _Moments:
         count = present.sum(axis=0)
         mean = np.where(present, values, 0).sum(axis=0) / np.maximum(count, 1)
         m2 = np.where(present, (values - mean) ** 2, 0).sum(axis=0)
+        least = np.where(present, values, np.inf).min(axis=0, initial=np.inf)
+        most = np.where(present, values, -np.inf).max(axis=0, initial=-np.inf)
+        self._add(count, len(values) - count, mean, m2, least, most)
+
+    def merge(self, other: "_Moments") -> None:
+        self._add(other._count, other._missing, other._mean, other._m2, other._min, other._max)
+
+    def _add(self, count: Any, missing: Any, mean: Any, m2: Any, least: Any, most: Any) -> None:
         total = np.maximum(self._count + count, 1)
         shift = mean - self._mean
         self._m2 += m2 + shift**2 * self._count * count / total
         self._mean += shift * count / total
-        self._min = np.minimum(self._min, np.where(present, values, np.inf).min(axis=0, initial=np.inf))
-        self._max = np.maximum(self._max, np.where(present, values, -np.inf).max(axis=0, initial=-np.inf))
+        self._min = np.minimum(self._min, least)
+        self._max = np.maximum(self._max, most)
         self._count += count
-        self._missing += len(values) - count
+        self._missing += missing
 
     def result(self) -> dict[str, Any]:
         std = np.sqrt(self._m2 / np.maximum(self._count, 1))
@@ -100,7 +113,7 @@ class StatisticsBuilder:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._columns = {
+        self._columns: dict[str, Any] = {
             column.name: _Moments(column.length or 1) if column.dtype == "float" else _CategoryCounter()
             for column in schema.columns
             if column.is_input or column.role in ("group", "weight")
@@ -133,6 +146,15 @@ class StatisticsBuilder:
         """Counts labels that broke the hierarchy, {kind: bool [rows]}."""
         for kind, where in violations.items():
             self._violations[kind] += int(np.count_nonzero(where))
+
+    def merge(self, other: "StatisticsBuilder") -> None:
+        """Adds the rows and violations that another builder of the same schema has counted."""
+        self._patterns.update(other._patterns)
+        self._violations.update(other._violations)
+        for name, counts in other._together.items():
+            self._together[name] += counts
+        for name, counter in other._columns.items():
+            self._columns[name].merge(counter)
 
     def result(self) -> "SplitStatistics":
         """Returns the statistics of the batches so far."""

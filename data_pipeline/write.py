@@ -13,6 +13,9 @@ from hm3_tf.errors import ConfigError, did_you_mean
 
 SHARD_ROWS = 262_144
 
+Shard = tuple[str, int, np.ndarray]
+"""Name of a shard, its bytes, and its blocks, see `index.to_json`."""
+
 
 def check_record_format(record_format: str) -> None:
     """Checks the name of a record format.
@@ -30,6 +33,11 @@ def check_record_format(record_format: str) -> None:
         )
 
 
+def write_index(folder: str, record_format: str, shards: Sequence[Shard]) -> None:
+    """Writes the index of a split's shards."""
+    storage.write_text(storage.join(folder, index.INDEX_FILE), index.to_json(record_format, shards))
+
+
 class SplitWriter:
     """Writes the rows of one split, in the order they come, as shards of full blocks.
 
@@ -38,15 +46,21 @@ class SplitWriter:
       columns: The columns to write.
       record_format: `packed` or `row`.
       shard_rows: Rows of a shard.
+      name: What the names of the shards begin with; other writers may write into the folder under other names.
     """
 
     def __init__(
-        self, folder: str, columns: Sequence[Column], record_format: str = "packed", shard_rows: int = SHARD_ROWS
+        self,
+        folder: str,
+        columns: Sequence[Column],
+        record_format: str = "packed",
+        shard_rows: int = SHARD_ROWS,
+        name: str = "part",
     ) -> None:
         self._folder, self._columns, self._format = folder, columns, record_format
-        self._shard_rows = shard_rows
+        self._shard_rows, self._name = shard_rows, name
         self._waiting: list[pa.RecordBatch] = []
-        self._shards: list[tuple[str, int, np.ndarray]] = []
+        self._shards: list[Shard] = []
         self._file: tf.io.TFRecordWriter | None = None
         self._record_bytes: list[int] = []
         self._record_rows: list[int] = []
@@ -60,9 +74,13 @@ class SplitWriter:
 
     def close(self) -> None:
         """Writes what is left and the index."""
+        write_index(self._folder, self._format, self.finish())
+
+    def finish(self) -> list[Shard]:
+        """Writes what is left, and returns the shards, for an index of them."""
         self._write_blocks(1)
         self._finish_shard()
-        storage.write_text(storage.join(self._folder, index.INDEX_FILE), index.to_json(self._format, self._shards))
+        return self._shards
 
     def _write_blocks(self, least_rows: int) -> None:
         """Writes waiting rows as blocks while at least `least_rows` wait."""
@@ -78,7 +96,7 @@ class SplitWriter:
 
     def _write_block(self, block: pa.RecordBatch) -> None:
         if self._file is None:
-            self._path = storage.join(self._folder, f"part-{len(self._shards):05d}.tfrecord")
+            self._path = storage.join(self._folder, f"{self._name}-{len(self._shards):05d}.tfrecord")
             self._file = tf.io.TFRecordWriter(self._path)
         packed = self._format == "packed"
         records = [encode_packed(block, self._columns)] if packed else encode_rows(block, self._columns)

@@ -1,6 +1,7 @@
 """The command `hm3 VERB --flags`. TensorFlow is imported only by verbs that need it, and only once flags are right."""
 
 import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -81,6 +82,8 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
     _string(values, "split", "fraction:0.8,0.1,0.1", SPLIT_HELP + ".")
     _string(values, "split_column", "date", "Column of dates, for --split=date:...")
     flags.DEFINE_integer("seed", 0, "Seed of a split by fractions.", lower_bound=0, flag_values=values)
+    _choice(values, "engine", "local", ("local", "ray"), "local: this process; ray: a Ray cluster, a task a file.")
+    _define_ray_address(values)
 
 
 def _convert(values: flags.FlagValues) -> None:
@@ -92,13 +95,23 @@ def _convert(values: flags.FlagValues) -> None:
     schema = None
     if values.schema:
         schema = schemas.from_json(storage.read_text(values.schema, "check --schema"), values.schema)
-    rule = parse_split(values.split, values.split_column, values.seed)
+    _refuse_idle_address(values)
+    rule = functools.partial(parse_split, values.split, values.split_column, values.seed)
+    rule()  # what is wrong with it is said before the log is looked at
     ignored = values.ignore
     if schema is None and values.behaviors and values.split.startswith("date:"):
         # A day of the test split is one that training never saw.
         ignored = f"{ignored},{values.split_column}"
-    source = open_source(values.source, values.input, schema, values.behaviors, values.groups, ignored)
-    splits = convert(source, values.output_dir, rule, nesting=values.nesting, record_format=values.record_format)
+    options = {"nesting": values.nesting, "record_format": values.record_format}
+    if values.engine == "ray":
+        from data_pipeline.ray_convert import convert_on_ray
+
+        path = os.path.abspath(values.input)  # the same on every machine
+        source = open_source(values.source, path, schema, values.behaviors, values.groups, ignored)
+        splits = convert_on_ray(source, values.output_dir, rule, address=values.ray_address, **options)
+    else:
+        source = open_source(values.source, values.input, schema, values.behaviors, values.groups, ignored)
+        splits = convert(source, values.output_dir, rule(), **options)
     _print_splits(values.output_dir, splits)
     for role, columns in source.schema.roles().items():
         print(f"  {role:<10} {', '.join(f'{column.name} ({column.dtype})' for column in columns)}")
@@ -262,9 +275,21 @@ def _explain_extra(extra: str, packages: Sequence[str], error: ModuleNotFoundErr
         ) from error
 
 
+def _define_ray_address(values: flags.FlagValues) -> None:
+    _string(values, "ray_address", None, "With --engine=ray: host:port or auto; default a Ray of this machine.")
+
+
+def _refuse_idle_address(values: flags.FlagValues) -> None:
+    if values.ray_address is not None and values.engine != "ray":
+        raise UsageError(f"--ray_address: expected --engine=ray beside it, got --engine={values.engine}")
+
+
 def _define_launch(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("workers", None, "Processes that train.", lower_bound=1, flag_values=values)
-    _choice(values, "engine", "local", ("local",), "local: processes of this machine.")
+    _choice(
+        values, "engine", "local", ("local", "ray"), "local: processes of this machine; ray: workers of a Ray cluster."
+    )
+    _define_ray_address(values)
     flags.DEFINE_integer(
         "max_restarts",
         3,
@@ -275,12 +300,18 @@ def _define_launch(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
 
 
 def _launch(values: flags.FlagValues, command: Sequence[str]) -> None:
-    from hm3_tf.launch import launch
-
     if not command or command[0] != "train":
         raise UsageError(f"hm3 launch: expected `-- train --flags` after its own flags, got {list(command)}")
-    _parse("train", command[1:])  # what is wrong with them is said here, once
-    launch(command, values.workers, values.max_restarts)
+    _refuse_idle_address(values)
+    train = _parse("train", command[1:])  # what is wrong with them is said here, once
+    if values.engine == "ray":
+        from hm3_tf.launch_ray import launch_on_ray
+
+        launch_on_ray(command, values.workers, values.max_restarts, train.workdir, values.ray_address)
+    else:
+        from hm3_tf.launch import launch
+
+        launch(command, values.workers, values.max_restarts)
 
 
 VERBS = {

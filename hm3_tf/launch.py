@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from hm3_tf.cluster import Cluster
@@ -43,20 +43,15 @@ def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> None:
       PreemptionError: A worker, or this process, was told to end (SIGTERM), and a checkpoint is written.
     """
     devices = _devices_of(workers)
-    with _told_to_end() as told:
+    with told_to_end() as told:
         for start in range(max_restarts + 1):
             group = _Group(arguments, workers, devices)
             with group:
-                statuses = group.wait(told)
-            if not any(statuses):
+                statuses = dict(enumerate(group.wait(told)))
+            if not any(statuses.values()):
                 return
-            failed = ", ".join(f"worker {i} with {_words(s)}" for i, s in enumerate(statuses) if s)
-            if PreemptionError.status in statuses or told.is_set():
-                raise PreemptionError(f"hm3 launch: told to end; ended: {failed}; the same command goes on")
-            if set(statuses) <= {0, *_FINAL}:
-                raise Hm3Error(
-                    f"hm3 launch: expected all workers to end well, ended: {failed}; what they said stands above"
-                )
+            raise_final(statuses, told.is_set())
+            failed = named_failures(statuses)
             _LOGGER.warning("lost workers, ended: %s (start %d of %d)", failed, start + 1, max_restarts + 1)
     raise LostWorkerError(
         f"hm3 launch: expected the workers to end well within {max_restarts} restarts, ended: {failed}; see what they said "
@@ -64,12 +59,52 @@ def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> None:
     )
 
 
+def worker_arguments(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments of each worker of a command `train --config=...`."""
+    return [*arguments, "--config.distribution.strategy=multi_worker"]
+
+
+def named_failures(statuses: Mapping[int, int]) -> str:
+    """Returns which workers failed and how, in words.
+
+    Args:
+      statuses: {worker: its status, or minus the number of the signal that ended it}.
+    """
+    return ", ".join(f"worker {i} with {_words(s)}" for i, s in sorted(statuses.items()) if s)
+
+
 def _words(status: int) -> str:
     return f"status {status}" if status > 0 else signal.Signals(-status).name
 
 
+def is_final(statuses: Mapping[int, int], told: bool) -> bool:
+    """Whether workers that did not all end well are not to be started again.
+
+    Args:
+      statuses: {worker: its status, or minus the number of the signal that ended it}.
+      told: Whether the launcher was told to end.
+    """
+    found = set(statuses.values())
+    return told or PreemptionError.status in found or found <= {0, *_FINAL}
+
+
+def raise_final(statuses: Mapping[int, int], told: bool) -> None:
+    """Ends a launch whose workers did not all end well, if they are not to be started again; arguments as of `is_final`.
+
+    Raises:
+      Hm3Error: Workers failed in a way that the next start would too.
+      PreemptionError: A worker, or the launcher, was told to end.
+    """
+    if not is_final(statuses, told):
+        return
+    failed = named_failures(statuses)
+    if told or PreemptionError.status in statuses.values():
+        raise PreemptionError(f"hm3 launch: told to end; ended: {failed}; the same command goes on")
+    raise Hm3Error(f"hm3 launch: expected all workers to end well, ended: {failed}; what they said stands above")
+
+
 @contextlib.contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
+def told_to_end() -> Iterator[threading.Event]:
     """Yields an event that SIGTERM sets within the block."""
     told = threading.Event()
 
@@ -128,7 +163,7 @@ class _Group:
             if devices:
                 own["CUDA_VISIBLE_DEVICES"] = devices[index]
             self._environments.append({**os.environ, **own})
-        self._command = [*_PROGRAM, *arguments, "--config.distribution.strategy=multi_worker"]
+        self._command = [*_PROGRAM, *worker_arguments(arguments)]
         self._processes: list[subprocess.Popen[str]] = []
         self._printers: list[threading.Thread] = []
 

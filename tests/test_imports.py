@@ -13,7 +13,7 @@ from hm3_tf.methods import METHODS
 ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("hm3_tf", "hm3_tf.errors"),
-    ("hm3_tf.behavior_graph", "hm3_tf.features", "hm3_tf.checks", "hm3_tf.preemption"),
+    ("hm3_tf.behavior_graph", "hm3_tf.features", "hm3_tf.checks", "hm3_tf.preemption", "hm3_tf.ray_session"),
     ("hm3_tf.methods", "hm3_tf.config", "hm3_tf.probability", "hm3_tf.progress", "hm3_tf.prefetch", "data_pipeline"),
     ("hm3_tf.layers", "hm3_tf.losses", "hm3_tf.metrics", "hm3_tf.exchange", "hm3_tf.optimizers"),
     ("hm3_tf.intervals", "hm3_tf.group_auc", "hm3_tf.tally", "hm3_tf.keras_metrics", "hm3_tf.calibration"),
@@ -35,13 +35,16 @@ LEVELS = (
     ("hm3_tf.experiment", "hm3_tf.experiment.measures", "hm3_tf.experiment.results", "hm3_tf.experiment.tables"),
     ("hm3_tf.experiment.plots",),
     ("hm3_tf.experiment.document", "hm3_tf.experiment.plan", "hm3_tf.experiment.cell", "hm3_tf.experiment.runner"),
-    ("hm3_tf.launch",),
+    ("hm3_tf.launch", "hm3_tf.launch_ray"),
     ("hm3_tf.config_files", "hm3_tf.cli"),
-    ("hm3_tf.__main__",),
+    ("hm3_tf.__main__", "hm3_tf.launched"),
 )
 """Modules from low to high; one may import its own level, without cycles, and those below. `data_pipeline` is whole."""
 
-OF_THE_PIPELINE = {"hm3_tf.errors", "hm3_tf.checks", "hm3_tf.behavior_graph", "hm3_tf.features", "hm3_tf.progress"}
+OF_THE_PIPELINE = {
+    *("hm3_tf.errors", "hm3_tf.checks", "hm3_tf.behavior_graph", "hm3_tf.features"),
+    *("hm3_tf.progress", "hm3_tf.ray_session"),
+}
 LAZY = {("hm3_tf", "hm3_tf.model"), ("hm3_tf", "hm3_tf.methods")}  # on first use of hm3_tf.build_model, hm3_tf.methods
 PLAIN = ("hm3_tf", "hm3_tf.errors", "hm3_tf.behavior_graph", "hm3_tf.features", "hm3_tf.checks")
 

@@ -3,7 +3,7 @@
 import importlib
 
 from data_pipeline.schema import Schema
-from data_pipeline.sources.base import Source
+from data_pipeline.sources.base import FileSource
 from hm3_tf.errors import UsageError, did_you_mean
 
 SOURCES = ("parquet", "csv", "kuairand")
@@ -11,7 +11,7 @@ SOURCES = ("parquet", "csv", "kuairand")
 
 def open_source(
     name: str, path: str, schema: Schema | None = None, behaviors: str = "", groups: str = "", ignored: str = ""
-) -> Source:
+) -> FileSource:
     """Returns a raw log.
 
     Args:

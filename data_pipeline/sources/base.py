@@ -58,11 +58,13 @@ class TableFiles:
       path: A file, a folder of them, or a glob pattern.
       file_format: `parquet` or `csv` (comma, header).
       column_types: Types of columns that must not be inferred.
+      only: Number of the one file whose rows are read; None: those of all. It has the column types of all together.
     """
 
     path: str
     file_format: str
     column_types: tuple[tuple[str, pa.DataType], ...] = ()
+    only: int | None = None
 
     def dataset(self) -> pads.Dataset:
         """Returns the Arrow data set of the files.
@@ -85,10 +87,26 @@ class TableFiles:
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
 
+    def parts(self) -> list["TableFiles"]:
+        """Returns each of the files by itself, in order."""
+        return [dataclasses.replace(self, only=i) for i in range(len(self.dataset().files))]
+
+    def count_rows(self) -> int:
+        """Returns the number of rows.
+
+        Raises:
+          DataError: A file cannot be read.
+        """
+        return sum(_count_rows(fragment, self.file_format) for fragment in self._fragments(self.dataset()))
+
+    def _fragments(self, dataset: pads.Dataset) -> list[pads.Fragment]:
+        fragments = list(dataset.get_fragments())
+        return fragments if self.only is None else [fragments[self.only]]
+
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[SourceBatch]:
         """Yields the rows of the files, `columns` of them or all."""
         dataset = self.dataset()
-        for fragment in dataset.get_fragments():
+        for fragment in self._fragments(dataset):
             first_row = 0
             try:
                 _require_columns(fragment, columns or ())
@@ -102,6 +120,15 @@ class TableFiles:
                 ) from error
 
 
+def _count_rows(fragment: pads.Fragment, file_format: str) -> int:
+    try:
+        return fragment.count_rows()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{fragment.path}: expected {file_format} rows, got: {error}; mend or remove the file"
+        ) from error
+
+
 def _require_columns(fragment: pads.Fragment, columns: Sequence[str]) -> None:
     """Checks that a file has the columns, which Arrow would fill with nulls."""
     known = fragment.physical_schema.names
@@ -110,6 +137,19 @@ def _require_columns(fragment: pads.Fragment, columns: Sequence[str]) -> None:
             raise DataError(
                 f"{fragment.path}: expected the column {name!r} of the schema, found none; {did_you_mean(name, known)}"
             )
+
+
+class FileSource(Source, Protocol):
+    """A raw log in files that can be read each by itself."""
+
+    @property
+    def files(self) -> TableFiles:
+        """Those of its rows."""
+        ...
+
+    def parts(self) -> Sequence["FileSource"]:
+        """Returns the log of each file, in order; they have the schema of the whole."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +173,10 @@ class TableSource:
           DataError: A column of the schema is not in the files, or a file cannot be read.
         """
         return self.files.batches([column.name for column in self.schema.columns])
+
+    def parts(self) -> list["TableSource"]:
+        """Returns the log of each file, in order."""
+        return [dataclasses.replace(self, files=files) for files in self.files.parts()]
 
 
 def parse_behaviors(text: str) -> tuple[Level, ...]:

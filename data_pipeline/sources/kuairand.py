@@ -93,11 +93,13 @@ class KuaiRand:
 
     Attributes:
       folder: The release's `data` folder.
+      files: Those of the standard log.
       schema: The columns and levels.
       inferred: Empty: the numbers of buckets are set.
     """
 
     folder: str
+    files: TableFiles
     schema: Schema = dataclasses.field(default_factory=_schema)
     inferred: frozenset[str] = frozenset()
 
@@ -109,13 +111,17 @@ class KuaiRand:
         """
         users = _SideTable.read(os.path.join(self.folder, "user_features_pure.csv"), "user_id")
         videos = _SideTable.read(os.path.join(self.folder, "video_features_basic_pure.csv"), "video_id")
-        for batch in TableFiles(os.path.join(self.folder, "log_standard_*.csv"), "csv").batches(list(_LOG_COLUMNS)):
+        for batch in self.files.batches(list(_LOG_COLUMNS)):
             try:
                 yield dataclasses.replace(batch, rows=self._join(batch.rows, users, videos))
             except (KeyError, pa.ArrowInvalid) as error:
                 raise DataError(
                     f"{batch.file}: rows after {batch.first_row}: expected the KuaiRand-Pure layout, got: {error}"
                 ) from error
+
+    def parts(self) -> list["KuaiRand"]:
+        """Returns the log of each log file, in order."""
+        return [dataclasses.replace(self, files=files) for files in self.files.parts()]
 
     def _join(self, log: pa.RecordBatch, users: _SideTable, videos: _SideTable) -> pa.RecordBatch:
         user = users.look_up(log.column("user_id").to_numpy())
@@ -170,7 +176,7 @@ def open_source(
         raise UsageError("--source=kuairand: expected no --schema, --behaviors, --groups or --ignore: it has its own")
     for folder in (path, os.path.join(path, "data"), os.path.join(path, "KuaiRand-Pure", "data")):
         if os.path.exists(os.path.join(folder, "user_features_pure.csv")):
-            return KuaiRand(folder)
+            return KuaiRand(folder, TableFiles(os.path.join(folder, "log_standard_*.csv"), "csv"))
     raise DataError(
         f"{path}: expected KuaiRand-Pure/data with log_standard_*.csv, user_features_pure.csv and "
         "video_features_basic_pure.csv, found no such folder; check --input"

@@ -261,6 +261,7 @@ def test_a_fraction_split_depends_on_its_seed_and_not_on_the_batches():
     rule = fraction_rule((0.5, 0.3, 0.2), 1)
     parts = [rule(rows.slice(first, length)) for first, length in ((0, 1), (1, 499), (500, 500))]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
+    np.testing.assert_array_equal(fraction_rule((0.5, 0.3, 0.2), 1, first_row=300)(rows.slice(300)), whole[300:])
 
 
 def test_every_row_is_in_exactly_one_split(tmp_path):

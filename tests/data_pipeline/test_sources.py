@@ -516,6 +516,17 @@ def test_kuairand_is_found_at_each_depth_of_its_release(tiny_kuairand, inside):
     assert first.rows.num_rows == 2
 
 
+def test_files_of_kuairand_by_themselves_have_the_rows_of_all(tiny_kuairand):
+    source = open_source("kuairand", str(tiny_kuairand[0]))
+    parts = source.parts()
+    assert len(parts) > 1
+    assert [part.files.count_rows() for part in parts] == [
+        sum(b.rows.num_rows for b in part.batches()) for part in parts
+    ]
+    of_parts, of_all = ([batch.rows for each in sources for batch in each.batches()] for sources in (parts, [source]))
+    assert pa.Table.from_batches(of_parts) == pa.Table.from_batches(of_all)
+
+
 def test_a_folder_that_is_not_kuairand_is_refused(tmp_path):
     with pytest.raises(
         DataError, match=rf"^{re.escape(str(tmp_path))}: expected KuaiRand-Pure/data with log_standard_"

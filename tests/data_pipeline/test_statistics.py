@@ -54,6 +54,38 @@ def test_moments_over_uneven_batches_are_those_of_all_rows_at_once(measured, fig
     np.testing.assert_allclose(figures[figure], oracle(values, axis=0), rtol=1e-9)
 
 
+def test_builders_of_parts_of_a_log_merge_to_that_of_all_rows():
+    columns = (
+        *(Column("price", "float"), Column("id", "int64", hashing=HASHING), Column("brand", "string", hashing=HASHING)),
+        *(Column(name, "int64", "behavior") for name in ("click", "cart", "wish")),
+    )
+    schema = Schema(columns, (Level("click", ("click",), gate=True), Level("d_ma", ("cart", "wish"))))
+    rng = np.random.default_rng(0)
+    values = {
+        "price": np.where(rng.random(90) < 0.2, np.nan, rng.normal(50, 3, 90)),
+        "id": rng.integers(0, 60, 90),
+        "brand": np.array([b"b%d" % i for i in rng.integers(0, 9, 90)], object),
+        **{name: rng.integers(0, 2, 90) for name in ("click", "cart", "wish")},
+    }
+    labels = {"click": values["click"] > 0, "d_ma": (values["click"] > 0) & ((values["cart"] | values["wish"]) > 0)}
+
+    def build_rows(*parts):
+        builder = StatisticsBuilder(schema)
+        for rows in parts:
+            builder.add_rows(*({name: array[rows] for name, array in each.items()} for each in (values, labels)))
+            builder.add_violations({"d_ma without click": (values["cart"] > values["click"])[rows]})
+        return builder
+
+    first, second, third = slice(0, 40), slice(40, 40), slice(40, 90)
+    merged = build_rows(first)
+    merged.merge(build_rows(second))
+    merged.merge(build_rows(third))
+    found, expected = merged.result(), build_rows(first, second, third).result()
+    assert found == expected
+    assert found.columns["id"]["cardinality"] == len(set(values["id"]))
+    assert found.columns["price"]["mean"] == [pytest.approx(np.nanmean(values["price"]))]
+
+
 def test_missing_numbers_are_counted_and_left_out(measured):
     values, figures = measured
     assert figures["missing"] == np.isnan(values).sum()
