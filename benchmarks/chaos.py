@@ -1,6 +1,6 @@
 """Kills workers of a run at random moments, and compares its end with that of a run which nothing interrupts.
 
-python benchmarks/chaos.py [--engine=local] [--kills=20] [--workers=2] [--seed=0]
+python benchmarks/chaos.py [--engine=local|ray] [--kills=20] [--workers=2] [--seed=0]
 
 Each kill is a `kill -9` of a worker drawn at random, the chief among them: at a step drawn at random, while the next checkpoint
 after it is being written, or while the workers start. Printed are the kills, the largest difference of a weight at the end, and

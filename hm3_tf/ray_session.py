@@ -5,6 +5,7 @@ import importlib
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ _LOCAL = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_ANSWER_S = 10.0
 
 
 @contextlib.contextmanager
@@ -45,12 +47,25 @@ def connected(address: str | None, cpus: int) -> Iterator[Any]:
         if not ray.is_initialized():
             stack.callback(ray.shutdown)
             try:
+                _require_answer(address or "")
                 ray.init(**options)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise Hm3Error(
-                    f"--ray_address: expected a Ray cluster at {options['address']!r}, got: {error}; see ray status there"
+                    f"--ray_address: expected Ray at {address or 'this machine'}, got: {error}; see what ray status says there"
                 ) from error
         yield ray
+
+
+def _require_answer(address: str) -> None:
+    """Checks that somebody listens at "host:port", for which Ray would wait for minutes.
+
+    Raises:
+      OSError: Nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "//" not in host:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
+            pass
 
 
 def _import_ray() -> Any:

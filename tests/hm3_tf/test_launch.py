@@ -187,6 +187,7 @@ def test_gpus_that_cannot_be_shared_out_are_refused(workers, monkeypatch):
         (["--workers=0", "--", "train"], "--workers=0"),
         (["--workers=2", "--", "train", "--workdir=w"], "expected --config, --data_dir"),
         (["--workers=2", "--engine=ssh", "--", "train"], "--engine=ssh"),
+        (["--workers=2", "--ray_address=auto", "--", "train"], "--ray_address: expected --engine=ray"),
     ],
 )
 def test_a_command_that_cannot_be_launched_is_a_usage_error(capsys, arguments, message):

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -64,24 +65,22 @@ def started(folder: pathlib.Path) -> dict[str, list]:
     return {path.name: json.loads(path.read_text()) for path in folder.glob("[0-9]-*")}
 
 
-def test_all_start_again_when_one_is_killed_but_no_more_often_than_asked(workers, tmp_path, capsys):
+def test_a_launch_ends_when_its_workers_are_lost_more_often_than_asked(workers, tmp_path, capsys):
     body = """
         print(f"line of {index}")
-        if index == 1 and start == 0: os.kill(os.getpid(), signal.SIGKILL)
+        if index == 1: os.kill(os.getpid(), signal.SIGKILL)
         sys.exit(69)
     """
     with pytest.raises(
-        LostWorkerError, match="within 1 restarts, ended: worker 0 with status 69, worker 1 with status 69"
+        LostWorkerError, match="within 0 restarts, ended: worker 0 with status 69, worker 1 with SIGKILL"
     ):
-        workers(body, max_restarts=1)
+        workers(body, max_restarts=0)
     found = started(tmp_path)
-    assert set(found) == {"0-0", "0-1", "1-0", "1-1"}
+    assert set(found) == {"0-0", "1-0"}
     for *_, folder, arguments in found.values():
         assert folder == os.getcwd()
         assert arguments == ["train", str(tmp_path), "--config.distribution.strategy=multi_worker"]
-    lines = capsys.readouterr().out.splitlines()
-    assert sorted(lines)[:4] == ["[worker 0] line of 0"] * 2 + ["[worker 1] line of 1"] * 2
-    assert "lost workers, ended: worker 0 with status 69, worker 1 with SIGKILL (start 2 begins)" in lines
+    assert sorted(capsys.readouterr().out.splitlines()) == ["[worker 0] line of 0", "[worker 1] line of 1"]
 
 
 def test_what_a_start_cannot_mend_ends_the_launch_at_once_and_with_it_the_other_worker(workers, tmp_path):
@@ -97,7 +96,7 @@ CONFIG = [
     "--config.model.dropout=0.0",
     "--config.model.features=('position','user_id','item_id','brand','price')",
     "--config.training.global_batch_size=256",
-    "--config.training.epochs=2",
+    "--config.training.epochs=1",
     "--config.training.log_every_steps=1",
     "--config.training.checkpoint_every_steps=4",
 ]
@@ -139,14 +138,14 @@ def latest_weights(workdir: pathlib.Path) -> list[np.ndarray]:
 def test_a_run_whose_worker_is_killed_ends_with_the_weights_of_one_that_nothing_interrupts(data, tmp_path, ray, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train = ["train", *CONFIG, f"--data_dir={data.path}"]
-    killer = threading.Thread(target=kill_one_at_step, args=(10, killed))
+    killer = threading.Thread(target=kill_one_at_step, args=(6, killed))
     killer.start()
     launch_on_ray([*train, f"--workdir={killed}"], 2, 1, str(killed))
     killer.join()
     output = capsys.readouterr().out
-    assert "(start 2 begins)" in output
-    assert re.search(r"\[worker 0\] resuming at step (4|8|12)", output)
-    assert logged(killed) == list(range(1, 2 * 17 + 1))
+    assert re.search(r"^lost workers, ended: .* \(start 2 begins\)$", output, re.MULTILINE)
+    assert 4 <= int(re.search(r"\[worker 0\] resuming at step (\d+)", output)[1]) < 17
+    assert logged(killed) == list(range(1, 17 + 1))
     assert _status([*train, f"--workdir={whole}"]) == 0
     for found, expected in zip(latest_weights(killed), latest_weights(whole), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
@@ -172,16 +171,14 @@ def test_workers_save_and_nothing_is_left_of_ray_when_the_launch_is_told_to_end(
     root = str(pathlib.Path(launch_ray.__file__).parents[1])
     code = textwrap.dedent(LAUNCH).format(root=root, program=str(program), folder=str(tmp_path))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    temporary = tmp_path / "t"
-    temporary.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**kept, "TMPDIR": str(temporary)}
-    )
-    assert sorted(process.stdout.readline() for _ in range(2)) == ["[worker 0] ready\n", "[worker 1] ready\n"]
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == PreemptionError.status
+    with tempfile.TemporaryDirectory() as temporary:  # not below tmp_path: names of sockets are short
+        environment = {**kept, "TMPDIR": temporary}
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        assert sorted(process.stdout.readline() for _ in range(2)) == ["[worker 0] ready\n", "[worker 1] ready\n"]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == PreemptionError.status
+        assert not [name for name in os.listdir(temporary) if name.startswith("hm3-ray-")]
     assert (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists()
     for pid, ray_worker, *_ in started(tmp_path).values():
         assert not pathlib.Path(f"/proc/{pid}").exists() and not pathlib.Path(f"/proc/{ray_worker}").exists()
-    assert not list(temporary.iterdir())
