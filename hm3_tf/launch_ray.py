@@ -6,6 +6,7 @@ What trains is a process of its own beside each of Ray's workers, as docs/adr/00
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -68,7 +69,7 @@ def launch_on_ray(
             futures.wait([outcome], _OTHERS_END_S)
             raise
         statuses, error = ray.get(desk.last.remote()), outcome.exception()
-        if told.is_set() or any(statuses.values()):
+        if any(statuses.values()) or (error and told.is_set()):
             raise_final(statuses, told.is_set())
         if error:
             reason = str(error).strip().splitlines()[-1]
@@ -129,12 +130,20 @@ def _fit(trainer: Any, outcome: futures.Future[None]) -> None:
 
 
 def _print_until(outcome: futures.Future[None], ray: Any, desk: Any, told: threading.Event) -> None:
-    """Prints what the workers say until they have ended, and tells them when this process is told to end."""
-    passed_on = ended = False
+    """Prints what the workers say until they have ended, and tells them when this process is told to end.
+
+    Raises:
+      PreemptionError: They did not end when told: they wait for a place in the cluster, or hang.
+    """
+    end, ended = math.inf, False
     while not ended:
-        if told.is_set() and not passed_on:
-            passed_on = True
+        if told.is_set() and end == math.inf:
+            end = time.monotonic() + _SAVED_S + 2 * _REPORTED_S
             desk.tell.remote(signal.SIGTERM)
+        if time.monotonic() > end:
+            raise PreemptionError(
+                "hm3 launch: told to end, before which not all workers ended; the same command goes on"
+            )
         ended = bool(futures.wait([outcome], _LOOK_S).done)
         sys.stdout.writelines(ray.get(desk.lines.remote()))
         sys.stdout.flush()
