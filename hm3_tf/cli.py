@@ -126,6 +126,8 @@ def _train(values: flags.FlagValues) -> None:
         from hm3_tf.train import train_and_evaluate
 
         figures = train_and_evaluate(values.config, values.data_dir, values.workdir)
+    if figures is None:
+        return
     print(f"trained {values.workdir}")
     if figures:
         print(metrics_table({"split": "validation", **figures}))
@@ -264,11 +266,14 @@ def _explain_extra(extra: str, packages: Sequence[str], error: ModuleNotFoundErr
 
 def _define_launch(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("workers", None, "Processes that train.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "servers", 0, "Processes that hold the tables (parameter servers).", lower_bound=0, flag_values=values
+    )
     _choice(values, "engine", "local", ("local",), "local: processes of this machine.")
     flags.DEFINE_integer(
         "max_restarts",
         3,
-        "Times that all workers are started again when one is lost.",
+        "Times that workers are started again when one is lost: all of them, or with servers that one alone.",
         lower_bound=0,
         flag_values=values,
     )
@@ -280,7 +285,7 @@ def _launch(values: flags.FlagValues, command: Sequence[str]) -> None:
     if not command or command[0] != "train":
         raise UsageError(f"hm3 launch: expected `-- train --flags` after its own flags, got {list(command)}")
     _parse("train", command[1:])  # what is wrong with them is said here, once
-    launch(command, values.workers, values.max_restarts)
+    launch(command, values.workers, values.max_restarts, values.servers)
 
 
 VERBS = {

@@ -15,7 +15,7 @@ from hm3_tf.methods import Method, get_method
 
 OPTIMIZERS = ("lazy_adam", "adam")
 PRECISIONS = ("float32", "bfloat16")
-STRATEGIES = ("one_device", "mirrored", "multi_worker")
+STRATEGIES = ("one_device", "mirrored", "multi_worker", "parameter_server")
 TARGETS = ("pctr", "pcvr", "pctcvr")
 BEST_FIGURES = {"auc": 1, "log_loss": -1}  # that can choose the best checkpoint; whether more of it is better
 
@@ -110,7 +110,7 @@ class TrainingConfig(_Section):
     """The optimization.
 
     Attributes:
-      global_batch_size: Rows of a step over all replicas.
+      global_batch_size: Rows of a step over all replicas; under parameter_server a step is one worker's.
       epochs: Passes over the training split.
       max_steps: Steps after which training ends, or 0 for all of the epochs.
       learning_rate: Step size of Adam (HM3: 0.0005).
@@ -157,8 +157,9 @@ class DistributionConfig(_Section):
     """Where the replicas are.
 
     Attributes:
-      strategy: one_device, mirrored (all GPUs of this machine) or multi_worker (of the cluster in TF_CONFIG, or of the Slurm
-        step).
+      strategy: one_device, mirrored (all GPUs of this machine), multi_worker (of the cluster in TF_CONFIG, or of the Slurm
+        step) or parameter_server (of the cluster in TF_CONFIG; tables are split over its servers, and workers do not wait
+        for each other).
       start_seconds: Time that a worker waits for the others to start.
     """
 

@@ -31,6 +31,7 @@ from hm3_tf.errors import ConfigError, Hm3Error, PreemptionError
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
 from hm3_tf.metrics_log import MetricsLog
+from hm3_tf.parameter_server import Scheduler, serve_chief, serves_chief
 from hm3_tf.preemption import Termination
 from hm3_tf.progress import Progress
 from hm3_tf.workdir import Workdir, claim_workdir, lock
@@ -88,6 +89,8 @@ class Trainer(keras.callbacks.Callback):
             self._model = run.build_model()
             self._model.optimizer.build(self._model.network.trainable_variables)
         self._model.agreement = self._agreement = Agreement(strategy)
+        of_servers = isinstance(strategy, tf.distribute.ParameterServerStrategy)
+        self._scheduler = Scheduler(self._model, strategy) if of_servers else None
         self._evaluator: Evaluator | None = None
         if data.has_split("validation"):
             reader = evaluation_reader(run, data.split("validation"))
@@ -198,12 +201,15 @@ class Trainer(keras.callbacks.Callback):
             features, *_ = next(iter(self._batches(tf.distribute.InputContext(workers, 0, replicas), epoch=0, start=0)))
             self._model.plan_exchange(features)
 
-    def _batches(self, context: tf.distribute.InputContext, epoch: int, start: int) -> tf.data.Dataset:
+    def _batches(
+        self, context: tf.distribute.InputContext, epoch: int, start: int | tf.Tensor, steps: tf.Tensor | None = None
+    ) -> tf.data.Dataset:
         return self._reader.training_dataset(
             self._config.global_batch_size,
             seed=self._config.seed,
             epoch=epoch,
             start_step=start,
+            steps=steps,
             input_context=context,
             window_rows=self._run.config.data.shuffle_rows,
         )
@@ -232,21 +238,45 @@ class Trainer(keras.callbacks.Callback):
         Raises:
           PreemptionError: A worker was told to end before the last of them; a checkpoint is written.
         """
-        config = self._config
-        dataset = self._strategy.distribute_datasets_from_function(lambda context: self._batches(context, epoch, start))
-        title = f"epoch {epoch + 1} of {config.epochs}"
+        title = f"epoch {epoch + 1} of {self._config.epochs}"
         progress = Progress(title, self._epoch_steps, "steps", done=start)
         with progress as self._progress, explained_read_errors(self._reader.index):
             self._since = tf.zeros_like(self._sums_before)
             self._sums_before = self._epoch_sums.read_value() if start else self._since
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
-            self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
+            if self._scheduler:
+                self._schedule_steps(self._scheduler, epoch, start, start + count)
+            else:
+                dataset = self._strategy.distribute_datasets_from_function(
+                    lambda context: self._batches(context, epoch, start)
+                )
+                self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
         taken = self._at("step") - self._epoch_start[1]
         if taken < count and self._agreement.heard()[STOP]:
             self._save()
             raise PreemptionError(self._preempted())
         if taken != count:
             raise Hm3Error(f"training: expected {count} steps of epoch {epoch + 1}, but the data ended after {taken}")
+
+    def _schedule_steps(self, scheduler: Scheduler, epoch: int, start: int, end: int) -> None:
+        """Has the workers take the steps of an epoch from `start` to `end`; none is under way when a checkpoint is written."""
+        every = self._config.checkpoint_every_steps
+        length = self._reader.window_steps(self._config.global_batch_size, self._run.config.data.shuffle_rows)
+        alone = tf.distribute.InputContext()  # a step is one worker's: all of its rows
+        take_stretch = scheduler.stretch_of(lambda first, steps: self._batches(alone, epoch, first, steps))
+        self._model.reset_metrics()
+        while start < end and not self._agreement.heard()[STOP]:
+            next_save = start + every - self._at("step") % every
+            for steps in scheduler.take(take_stretch, start, min(end, next_save), length, self._is_asked):
+                self._advance(steps)
+            start = self._at("epoch_step")
+            if start < end and not self._agreement.heard()[STOP]:
+                self._save()
+
+    def _is_asked(self) -> bool:
+        """Whether the steps are to pause: for a checkpoint by the clock, or for good."""
+        self._ask()
+        return any(self._agreement.heard())
 
     def _preempted(self) -> str:
         return (
@@ -256,6 +286,9 @@ class Trainer(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Tells all workers when this one was told to end, or has a checkpoint to write."""
+        self._ask()
+
+    def _ask(self) -> None:
         if self._termination.asked:
             self._agreement.ask(STOP)
         minutes = self._config.checkpoint_every_minutes
@@ -264,12 +297,8 @@ class Trainer(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and saves at their intervals."""
-        self._position["step"].assign_add(1)
-        self._position["epoch_step"].assign_add(1)
-        self._progress.advance(1)
+        self._advance(1)
         step = self._at("step")
-        if step % self._config.log_every_steps == 0:
-            self._log_interval()
         if step == self._last_step:  # saved when the position is that of the next epoch
             return
         heard = self._agreement.heard()
@@ -277,6 +306,14 @@ class Trainer(keras.callbacks.Callback):
             self._model.stop_training = True
         elif heard[SAVE] or step % self._config.checkpoint_every_steps == 0:
             self._save()
+
+    def _advance(self, steps: int) -> None:
+        """Goes on by steps that were taken; logs if an interval ended with one of them."""
+        for name in ("step", "epoch_step"):
+            self._position[name].assign_add(steps)
+        self._progress.advance(steps)
+        if self._at("step") % self._config.log_every_steps < steps:
+            self._log_interval()
 
     def _interval_figures(self) -> dict[str, Any]:
         """Returns figures of the steps since the last call.
@@ -321,7 +358,8 @@ class Trainer(keras.callbacks.Callback):
 
     def _log_interval(self) -> None:
         """Logs what is not logged yet, so that no checkpoint is written after a loss that is not finite."""
-        if self._timer[1] < self._at("step"):
+        has_losses = self._model.loss_meter.rows(self._since) > 0  # else workers ahead put them into the line before
+        if self._timer[1] < self._at("step") and has_losses:
             self._write(self._interval_figures())
 
     def _validate(self) -> dict[str, Any]:
@@ -398,7 +436,7 @@ def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
     return Trainer(run, data, strategy, chief)
 
 
-def train_and_evaluate(config: Config, data_dir: str, workdir: str) -> dict[str, Any]:
+def train_and_evaluate(config: Config, data_dir: str, workdir: str) -> dict[str, Any] | None:
     """Trains a run and evaluates it on validation after each epoch.
 
     Args:
@@ -407,9 +445,15 @@ def train_and_evaluate(config: Config, data_dir: str, workdir: str) -> dict[str,
       workdir: The run's directory; one that holds a run of the same config is resumed.
 
     Returns:
-      Figures of the last validation, see `Evaluator`; empty without a validation split.
+      Figures of the last validation, see `Evaluator`; empty without a validation split. None in a worker or server that only
+      did as the chief said.
 
     Raises:
       Hm3Error: As `open_trainer`, or the training went wrong.
     """
+    if serves_chief(config.distribution):
+        for path in (data_dir, workdir):  # which this process reads and writes for the chief
+            storage.open_file_system(path)
+        serve_chief(config.distribution)
+        return None
     return open_trainer(config, data_dir, workdir).train()

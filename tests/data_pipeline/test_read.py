@@ -4,6 +4,7 @@ Plans of epochs are cheap, so the exactness of a plan is a property over hundred
 read for real.
 """
 
+import operator
 import shutil
 
 import numpy as np
@@ -323,6 +324,26 @@ def test_an_epoch_resumes_at_any_step_as_if_it_had_not_stopped(many_blocks, epoc
     dataset = many_blocks.training_dataset(64, seed=0, epoch=0, window_rows=128, start_step=start)
     assert dataset.cardinality() == 10 - start
     assert_same_batches(elements(dataset), epoch_in_windows[start:])
+
+
+@pytest.mark.parametrize("stretches", [[10], [4, 4, 2], [3, 7], [1] * 10])
+def test_stretches_of_an_epoch_are_the_epoch(many_blocks, epoch_in_windows, stretches):
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int64)] * 2)
+    def read(start, steps):  # as a worker of servers does
+        options = {"seed": 0, "epoch": 0, "window_rows": 128, "start_step": start, "steps": steps}
+        dataset = many_blocks.training_dataset(64, **options)
+        return dataset.batch(steps).get_single_element()
+
+    starts = np.cumsum([0, *stretches[:-1]])
+    parts = [read(tf.constant(start), tf.constant(steps, tf.int64)) for start, steps in zip(starts, stretches)]
+    found = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    batches = [tf.nest.map_structure(operator.itemgetter(i), found) for i in range(10)]
+    assert_same_batches(batches, epoch_in_windows)
+
+
+@pytest.mark.parametrize("rows, steps", [(128, 2), (191, 2), (1, 1)])
+def test_a_window_is_whole_steps(many_blocks, rows, steps):
+    assert many_blocks.window_steps(64, window_rows=rows) == steps
 
 
 def test_a_worker_resumes_at_its_step(many_blocks):
