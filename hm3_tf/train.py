@@ -24,6 +24,7 @@ from hm3_tf.export import check_export
 from hm3_tf.metrics_log import MetricsLog
 from hm3_tf.preemption import SAVE, STOP, Agreement, Termination
 from hm3_tf.progress import Progress
+from hm3_tf.tables import metrics_table
 from hm3_tf.workdir import Workdir, claim_workdir, lock
 
 _LOGGER = logging.getLogger(__name__)
@@ -70,14 +71,20 @@ class Trainer(keras.callbacks.Callback):
         self._termination = Termination()
         self._timer = self._epoch_start = (0.0, 0)  # when and after how many steps the last interval and epoch ended
         self._config = run.config.training
-        self._reader = training_reader(run, data.split("train"))
-        check_same(strategy, self._reader.index.fingerprint, data.path)
-        workers = input_context(strategy).num_input_pipelines
-        self._epoch_steps = self._reader.steps(self._config.global_batch_size, workers)
+        index = data.split("train")
+        check_same(strategy, index.fingerprint, data.path)
+        parts = index.by_day() if self._config.schedule == "by_day" else {"": index}
+        self._days = [*parts]
+        self._readers = [training_reader(run, part) for part in parts.values()]
+        self._workers = input_context(strategy).num_input_pipelines
         with strategy.scope():
             self._model = run.build_model()
             self._model.optimizer.build(self._model.network.trainable_variables)
         self._model.agreement = self._agreement = Agreement(strategy)
+        self._day_evaluator: Evaluator | None = None
+        if self._config.schedule == "by_day":
+            reader = evaluation_reader(run, self._readers[0].index)
+            self._day_evaluator = Evaluator(self._model, run.config, reader, strategy)
         self._evaluator: Evaluator | None = None
         if data.has_split("validation"):
             reader = evaluation_reader(run, data.split("validation"))
@@ -88,11 +95,8 @@ class Trainer(keras.callbacks.Callback):
             )
             raise ConfigError(f"training.{field}: expected a validation split to {purpose}, found none in {data.path}")
         self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
-        lanes = lane_count(self._config.global_batch_size, workers)
-        order = {
-            "log": self._reader.index.fingerprint,
-            "lanes": lanes,
-        }  # what a step reads depends on them and the seed
+        lanes = lane_count(self._config.global_batch_size, self._workers)
+        order = {"log": index.fingerprint, "lanes": lanes}  # what a step reads depends on them and the seed
         self._order = {name: tf.Variable(value, dtype=tf.int64, name=name) for name, value in order.items()}
         self._best = {"value": tf.Variable(-math.inf, dtype=tf.float64), "epoch": tf.Variable(0, dtype=tf.int64)}
         sums = self._model.loss_meter.sums
@@ -117,6 +121,9 @@ class Trainer(keras.callbacks.Callback):
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
             self._sums_before = self._epoch_sums.read_value()
             _LOGGER.info("resuming at step %d from %s", self._at("step"), self._latest.latest_checkpoint)
+        elif run.warm_start:
+            run.warm_start.load(self._model)
+            _LOGGER.info("starting from step %d of %s", run.warm_start.step, run.warm_start.workdir)
 
     def _refuse_other_order(self, order: dict[str, int]) -> None:
         """Refuses to resume on another log, or within an epoch whose steps would have other rows."""
@@ -164,6 +171,8 @@ class Trainer(keras.callbacks.Callback):
         if self._at("step") and (self._is_between_epochs or self._has_all_steps):
             figures = self._validate()  # again: what followed the checkpoint, which is written before, is lost
         while not self._is_finished():
+            if self._day_evaluator and self._is_between_epochs:
+                self._evaluate_day(self._day_evaluator.on(self._reader.index))
             self._train_epoch()
             self._save()
             figures = self._validate()
@@ -179,10 +188,28 @@ class Trainer(keras.callbacks.Callback):
     def _has_all_steps(self) -> bool:
         return bool(self._config.max_steps) and self._at("step") >= self._config.max_steps
 
+    @property
+    def _reader(self) -> Reader:
+        """Of the rows of this epoch: all, or those of a day."""
+        return self._readers[self._at("epoch") % len(self._readers)]
+
+    @property
+    def _epoch_steps(self) -> int:
+        return self._reader.steps(self._config.global_batch_size, self._workers)
+
     def _is_finished(self) -> bool:
         patience = self._config.early_stopping_epochs
         stale = bool(patience) and self._at("epoch") - int(self._best["epoch"].numpy()) >= patience
-        return stale or self._has_all_steps or self._at("epoch") >= self._config.epochs
+        return stale or self._has_all_steps or self._at("epoch") >= self._config.epochs * len(self._readers)
+
+    def _evaluate_day(self, evaluator: Evaluator) -> None:
+        """Evaluates the day that comes next, before anything is trained on it."""
+        day, step = self._days[self._at("epoch")], self._at("step")
+        with self._termination.ends_at_once(self._preempted()):
+            figures = evaluator()
+        if self._log and not self._log.has("progressive", step):
+            self._log.write({"step": step, "epoch": self._at("epoch"), "day": day, "progressive": figures})
+            _LOGGER.info("before training on it: %s", metrics_table({"split": day, **figures}))
 
     def _train_epoch(self) -> None:
         config, epoch, start = self._config, self._at("epoch"), self._at("epoch_step")
@@ -214,7 +241,7 @@ class Trainer(keras.callbacks.Callback):
                 window_rows=self._run.config.data.shuffle_rows,
             )
         )
-        title = f"epoch {epoch + 1} of {config.epochs}"
+        title = self._days[epoch] if self._day_evaluator else f"epoch {epoch + 1} of {config.epochs}"
         progress = Progress(title, self._epoch_steps, "steps", done=start)
         with progress as self._progress, explained_read_errors(self._reader.index):
             self._since = tf.zeros_like(self._sums_before)
@@ -229,6 +256,10 @@ class Trainer(keras.callbacks.Callback):
             raise Hm3Error(f"training: expected {count} steps of epoch {epoch + 1}, but the data ended after {taken}")
 
     def _preempted(self) -> str:
+        if not self._at("step"):
+            return (
+                f"{self._run.path}: told to end (SIGTERM) before the first step; the same command starts the run again"
+            )
         return (
             f"{self._run.path}: told to end (SIGTERM) at step {self._at('step')}, whose checkpoint is written; the same "
             "command goes on from it"
@@ -331,7 +362,7 @@ class Trainer(keras.callbacks.Callback):
 
     def _write_end(self, line: dict[str, Any]) -> None:
         """Writes the line of an end, and its curves, unless the process that was here before did."""
-        if self._log is None or self._log.has_end(line["step"]):
+        if self._log is None or self._log.has("epoch_end", line["step"]):
             return
         self._log.write(line)
         if self._evaluator:
@@ -351,13 +382,21 @@ class Trainer(keras.callbacks.Callback):
             layer.reset()
 
 
-def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
+def open_trainer(
+    config: Config,
+    data_dir: str,
+    workdir: str,
+    warm_start_from: str | None = None,
+    warm_start_optimizer: str = "keep",
+) -> Trainer:
     """Returns the trainer of a run, ready to start or to resume.
 
     Args:
       config: The run's config.
       data_dir: The data folder.
       workdir: The run's directory; one that holds a run of the same config is resumed.
+      warm_start_from: Directory of an earlier run from whose latest model the run starts, or None.
+      warm_start_optimizer: Whether the state of its optimizer goes on too: `keep` or `reset`.
 
     Returns:
       The trainer.
@@ -370,20 +409,28 @@ def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
     chief = input_context(strategy).input_pipeline_id == 0
     keras.utils.set_random_seed(config.training.seed)
     data = DataFolder.open(data_dir)
-    run = claim_workdir(workdir, config, data)
+    run = claim_workdir(workdir, config, data, warm_start_from, warm_start_optimizer)
     check_shared(strategy, workdir)
     if chief:
         check_export(run)
     return Trainer(run, data, strategy, chief)
 
 
-def train_and_evaluate(config: Config, data_dir: str, workdir: str) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Config,
+    data_dir: str,
+    workdir: str,
+    warm_start_from: str | None = None,
+    warm_start_optimizer: str = "keep",
+) -> dict[str, Any]:
     """Trains a run and evaluates it on validation after each epoch.
 
     Args:
       config: The run's config.
       data_dir: The data folder.
       workdir: The run's directory; one that holds a run of the same config is resumed.
+      warm_start_from: Directory of an earlier run from whose latest model the run starts, or None.
+      warm_start_optimizer: Whether the state of its optimizer goes on too: `keep` or `reset`.
 
     Returns:
       Figures of the last validation, see `Evaluator`; empty without a validation split.
@@ -391,4 +438,4 @@ def train_and_evaluate(config: Config, data_dir: str, workdir: str) -> dict[str,
     Raises:
       Hm3Error: As `open_trainer`, or the training went wrong.
     """
-    return open_trainer(config, data_dir, workdir).train()
+    return open_trainer(config, data_dir, workdir, warm_start_from, warm_start_optimizer).train()
