@@ -49,6 +49,8 @@ setup(
             "pytest-xdist>=3.5,<4",  # tests in two processes
             "hypothesis>=6.100,<7",  # properties
             "scikit-learn>=1.5,<2",  # oracle of the metrics
+            "kubeflow-training>=1.9,<2",  # models of Kubernetes and Kubeflow, which the manifests must fit
+            "pyyaml>=6,<7",  # reads the manifests
             "playwright>=1.45,<2",  # looks at the report in the system's Chromium
             "ruff>=0.6,<1",  # lint and format
             "mypy>=1.11,<3",  # types

@@ -42,10 +42,19 @@ def train(folder: pathlib.Path, method: str, *flags: str) -> tuple[float, float,
     shutil.rmtree(workdir, ignore_errors=True)
     logged = f"--config.training.log_every_steps={LOG_STEPS}"
     _, cpu_seconds, peak = run(workload.train_command(folder, workdir, method, logged, *flags))
+    return examples_per_second(intervals(workdir), workload.BATCH), cpu_seconds, peak
+
+
+def intervals(workdir: pathlib.Path) -> list[dict]:
+    """Returns the figures of a run's intervals after the first steps, each of LOG_STEPS steps."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timed = [line for line in lines if "epoch_end" not in line and line["step"] > WARM_STEPS]
-    seconds = sum(LOG_STEPS * workload.BATCH / line["examples_per_second"] for line in timed)
-    return len(timed) * LOG_STEPS * workload.BATCH / seconds if timed else 0.0, cpu_seconds, peak
+    return [line for line in lines if "epoch_end" not in line and line["step"] > WARM_STEPS]
+
+
+def examples_per_second(timed: list[dict], batch: int) -> float:
+    """Returns the rate over intervals, 0 where there are none."""
+    seconds = sum(LOG_STEPS * batch / line["examples_per_second"] for line in timed)
+    return len(timed) * LOG_STEPS * batch / seconds if timed else 0.0
 
 
 def time_training(folder: pathlib.Path, method: str) -> dict[str, float]:

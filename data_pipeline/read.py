@@ -305,6 +305,16 @@ def read_blocks(files: tf.Tensor, blocks: tf.Tensor) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(places).flat_map(read_block)
 
 
+def _if_present(inputs: dict[str, tf.Tensor], present: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns the inputs, with zeros (ids: missing) where a batch is filled up, so that no worker touches other embeddings."""
+
+    def zeroed(values: tf.Tensor) -> tf.Tensor:
+        shape = tf.concat([tf.shape(present), tf.ones([len(values.shape) - 2], tf.int32)], axis=0)
+        return values * tf.cast(tf.reshape(present, shape), values.dtype)
+
+    return {name: zeroed(values) for name, values in inputs.items()}
+
+
 class _WindowReader:
     """Reads, decodes, shuffles and hashes one window of a plan, as [window steps * replicas, batch, ...] tensors."""
 
@@ -330,7 +340,7 @@ class _WindowReader:
             columns = {name: tf.gather(values, chosen) for name, values in columns.items()}
         inputs, labels, weights, *carried = self._to_rows(columns)
         taken = tf.nest.map_structure(lambda values: tf.gather(values, rows), (inputs, labels, weights, *carried))
-        return (*taken[:2], taken[2] * present, *taken[3:])
+        return _if_present(taken[0], present), taken[1], taken[2] * present, *taken[3:]
 
     def _row_order(self, window: tf.Tensor, base: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns which decoded row stands at each place of the window's batches, and 1 where it is one of its own, else 0."""

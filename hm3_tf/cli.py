@@ -13,6 +13,7 @@ from data_pipeline.labels import NESTING_POLICIES
 from hm3_tf import __version__
 from hm3_tf.config_files import define_config, explain_unknown_field
 from hm3_tf.errors import Hm3Error, UsageError, did_you_mean
+from hm3_tf.preemption import Termination
 from hm3_tf.tables import metrics_table
 
 SPLIT_HELP = "date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY or fraction:TRAIN,VALIDATION,TEST"
@@ -134,10 +135,12 @@ def _define_train(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 
 def _train(values: flags.FlagValues) -> None:
-    from hm3_tf.train import train_and_evaluate
+    termination = Termination()
+    with termination.watched(), termination.ends_at_once("told to end (SIGTERM) before or after the steps of training"):
+        from hm3_tf.train import train_and_evaluate
 
-    warm_start = values.warm_start_from, values.warm_start_optimizer
-    figures = train_and_evaluate(values.config, values.data_dir, values.workdir, *warm_start)
+        warm_start = values.warm_start_from, values.warm_start_optimizer
+        figures = train_and_evaluate(values.config, values.data_dir, values.workdir, *warm_start)
     print(f"trained {values.workdir}")
     if figures:
         print(metrics_table({"split": "validation", **figures}))
@@ -313,6 +316,14 @@ def _usage() -> str:
     return f"hm3-tf {__version__}\n\nusage: hm3 VERB --flags    (hm3 VERB --help lists the flags)\n\n{verbs}"
 
 
+def _split(name: str, arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Returns a verb's own arguments, and those of the command after `--` if it takes one."""
+    if not VERBS[name].takes_command or "--" not in arguments:
+        return arguments, ()
+    end = arguments.index("--")
+    return arguments[:end], arguments[end + 1 :]
+
+
 def _parse(name: str, arguments: Sequence[str]) -> flags.FlagValues:
     verb = VERBS[name]
     values = flags.FlagValues()
@@ -340,13 +351,10 @@ def _run(arguments: Sequence[str]) -> None:
     if arguments[0] == "--version":
         print(__version__)
         return
-    name, *own = arguments
+    name, *rest = arguments
     if name not in VERBS:
         raise UsageError(f"expected a verb of {tuple(VERBS)}, got {name!r}; {did_you_mean(name, VERBS)}")
-    command: list[str] = []
-    if VERBS[name].takes_command and "--" in own:
-        end = own.index("--")
-        own, command = own[:end], own[end + 1 :]
+    own, command = _split(name, rest)
     values = _parse(name, own)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what goes wrong comes as an exception too
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

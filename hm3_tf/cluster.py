@@ -1,4 +1,4 @@
-"""The workers of a run, as TF_CONFIG names them: the one place where it is read and written."""
+"""The workers of a run, as TF_CONFIG or Slurm names them: the one place where those are read."""
 
 import contextlib
 import dataclasses
@@ -50,11 +50,13 @@ class Cluster:
 
 
 def read_cluster() -> Cluster:
-    """Returns the cluster in TF_CONFIG.
+    """Returns the cluster in TF_CONFIG, or that of the Slurm step, which is written into it: TensorFlow reads it too.
 
     Raises:
-      Hm3Error: TF_CONFIG is absent, or names no cluster with this process in it.
+      Hm3Error: There is neither, or it is no cluster with this process in it.
     """
+    if "SLURM_JOB_ID" in os.environ and not os.environ.get("TF_CONFIG"):
+        os.environ.update(_slurm_cluster().environment)
     text = os.environ.get("TF_CONFIG")
     if not text:
         raise Hm3Error(
@@ -89,6 +91,34 @@ def _cluster(config: Any) -> Cluster:
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise Hm3Error(
             f"TF_CONFIG: expected this worker's task among the addresses of its cluster, got {config!r} ({error!r}); {_REMEDY}"
+        ) from error
+
+
+def _slurm_cluster() -> Cluster:
+    """Returns the cluster that the variables of this task's Slurm step stand for.
+
+    Jobs that share a node have ports of their own, 16 each, below those that Linux hands out. Slurm binds the GPUs: the
+    resolver would count them by nvidia-smi, fails where there are none, and is told one a task instead.
+
+    Raises:
+      Hm3Error: This process was not started by srun.
+    """
+    import tensorflow as tf  # the launcher needs no TensorFlow
+
+    job = int(os.environ["SLURM_JOB_ID"])
+    port = 10_000 + job % 1_000 * 16
+    try:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=port, gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]), gpus_per_task=1, auto_set_gpu=False
+        )
+        addresses = tuple(resolver.cluster_spec().as_dict()["worker"])
+        own = f"{os.environ['SLURMD_NODENAME']}:{port + int(os.environ['SLURM_LOCALID'])}"
+        # Not the resolver's own index: it sorts the nodes as text, n10 before n9, and takes the tasks to be in that order.
+        return Cluster(addresses, addresses.index(own))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise Hm3Error(
+            f"distribution.strategy=multi_worker: expected a task of a Slurm step in job {job}, got {error!r}; start the "
+            "workers as srun hm3 train ..., or set TF_CONFIG"
         ) from error
 
 

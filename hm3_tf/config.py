@@ -161,7 +161,8 @@ class DistributionConfig(_Section):
     """Where the replicas are.
 
     Attributes:
-      strategy: one_device, mirrored (all GPUs of this machine) or multi_worker (of the cluster in TF_CONFIG).
+      strategy: one_device, mirrored (all GPUs of this machine) or multi_worker (of the cluster in TF_CONFIG, or of the Slurm
+        step).
       start_seconds: Time that a worker waits for the others to start.
     """
 

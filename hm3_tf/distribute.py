@@ -14,6 +14,7 @@ from hm3_tf.cluster import await_workers, read_cluster, refuse_idle_cluster
 from hm3_tf.config import DistributionConfig
 from hm3_tf.errors import Hm3Error, LostWorkerError
 
+STOP, SAVE = range(2)
 _JOBS = ("chief", "worker")
 _SHARED_FILE = "cluster"
 _SHARED_S = 10.0  # within which a shared file system shows a new file
@@ -24,13 +25,13 @@ def make_strategy(config: DistributionConfig) -> tf.distribute.Strategy:
 
     Args:
       config: Its `strategy` is `one_device`, `mirrored` (all GPUs of this machine) or `multi_worker` (of the cluster in
-        TF_CONFIG).
+        TF_CONFIG, or else of the Slurm step).
 
     Returns:
       The strategy.
 
     Raises:
-      Hm3Error: `multi_worker` without a usable TF_CONFIG, or its port is taken.
+      Hm3Error: `multi_worker` without a usable TF_CONFIG or Slurm step, or its port is taken.
       LostWorkerError: A worker did not come.
     """
     if config.strategy == "multi_worker":
@@ -88,6 +89,48 @@ def _of_first_replicas(strategy: tf.distribute.Strategy, values: np.ndarray, oth
 
 def _first_here(context: tf.distribute.ReplicaContext, strategy: tf.distribute.Strategy) -> bool:
     return context.replica_id_in_sync_group % max(1, len(strategy.extended.worker_devices)) == 0
+
+
+class Agreement:
+    """What a worker asks (`STOP`, `SAVE`) is heard by all workers after the same step.
+
+    Args:
+      strategy: The run's strategy; without several workers a process hears what it asks itself.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy) -> None:
+        self._asked = np.zeros(2, np.float32)
+        self._exchanged: tuple[tf.Variable, tf.Variable] | None = None  # what this worker asks, and what all of them do
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            self._exchanged = tf.Variable(self._asked, trainable=False), tf.Variable(self._asked, trainable=False)
+
+    def ask(self, what: int) -> None:
+        """Asks for something after the step that comes."""
+        if not self._asked[what]:
+            self._asked[what] = 1
+            self._pass_on()
+
+    def exchange(self) -> None:
+        """Adds up, within a step, what all replicas ask."""
+        if self._exchanged:
+            asked, heard = self._exchanged
+            context = tf.distribute.get_replica_context()
+            heard.assign(context.all_reduce(tf.distribute.ReduceOp.SUM, asked.read_value()))
+
+    def heard(self) -> tuple[bool, ...]:
+        """Whether any worker asked (`STOP`, `SAVE`) before the last step."""
+        heard = self._exchanged[1].numpy() if self._exchanged else self._asked
+        return tuple(heard > 0)
+
+    def forget(self) -> None:
+        """Takes back what this worker asked."""
+        if self._asked.any():
+            self._asked[:] = 0
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._exchanged:
+            self._exchanged[0].assign(self._asked)
 
 
 def check_shared(strategy: tf.distribute.Strategy, workdir: str) -> None:

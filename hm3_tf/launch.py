@@ -17,6 +17,7 @@ from hm3_tf.cluster import Cluster
 from hm3_tf.errors import Hm3Error, LostWorkerError, PreemptionError, UsageError
 
 _LOGGER = logging.getLogger(__name__)
+_PROGRAM = (sys.executable, "-m", "hm3_tf")
 _HOST = "127.0.0.1"
 _LOOK_S = 0.2
 _OTHERS_END_S = 10.0  # for the others to end by themselves when one has failed
@@ -121,14 +122,13 @@ class _Group:
 
     def __init__(self, arguments: Sequence[str], workers: int, devices: Sequence[str] | None) -> None:
         addresses = tuple(f"{_HOST}:{port}" for port in _free_ports(workers))
-        command = [sys.executable, "-m", "hm3_tf", *arguments, "--config.distribution.strategy=multi_worker"]
         self._environments = []
         for index in range(workers):
             own = {**Cluster(addresses, index).environment, "PYTHONUNBUFFERED": "1"}
             if devices:
                 own["CUDA_VISIBLE_DEVICES"] = devices[index]
             self._environments.append({**os.environ, **own})
-        self._command = command
+        self._command = [*_PROGRAM, *arguments, "--config.distribution.strategy=multi_worker"]
         self._processes: list[subprocess.Popen[str]] = []
         self._printers: list[threading.Thread] = []
 
@@ -187,13 +187,13 @@ class _Group:
 
     def _signal(self, number: int) -> None:
         for process in self._processes:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)  # what a worker started too
 
 
 def _print_lines(process: subprocess.Popen[str], prefix: str) -> None:
     assert process.stdout
-    for line in process.stdout:
-        sys.stdout.write(prefix + line)
-        sys.stdout.flush()
+    with process.stdout as lines:
+        for line in lines:
+            sys.stdout.write(prefix + line)
+            sys.stdout.flush()

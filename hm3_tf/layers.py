@@ -16,6 +16,23 @@ _INT32_ROWS = 2**31 - 1
 _INITIAL_RANGE = 1e-3  # near zero: the row of an id that training never saw says nothing, instead of something random
 
 
+def gather_rows(variable: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
+    """Returns rows of a variable.
+
+    TensorFlow reads all of a variable that is mirrored over replicas before it gathers from it, and so each update of rows
+    copies it (2.17 and 2.21: only plain variables have a sparse read). The replica's own part of it is a plain one.
+
+    Args:
+      variable: [rows of it, ...].
+      rows: int32, any shape.
+
+    Returns:
+      [*shape of `rows`, ...].
+    """
+    own = variable._get() if hasattr(variable, "_get") else variable
+    return tf.gather(own, rows)
+
+
 class HashedEmbeddings(keras.layers.Layer):
     """Embeds hashed features; every table of one width is a range of rows of one variable.
 
@@ -46,6 +63,16 @@ class HashedEmbeddings(keras.layers.Layer):
 
     def _tables(self, dim: int) -> list[Table]:
         return [table for table in embedding_tables(self._features) if table.dim == dim]
+
+    @property
+    def features(self) -> tuple[HashedFeature, ...]:
+        """The hashed features."""
+        return self._features
+
+    @property
+    def parts(self) -> list[tuple[tf.Variable, list[Table]]]:
+        """The variables, each with its tables in the order of their ranges of rows; once built."""
+        return [(variable, self._tables(dim)) for dim, variable in zip(self._widths, self._variables)]
 
     def build(self, input_shape) -> None:
         """Creates one variable a width: float32 [rows of all its tables, width]."""
@@ -94,7 +121,7 @@ class HashedEmbeddings(keras.layers.Layer):
             ids.insert(0, tf.transpose(tf.stack([inputs[feature.name] for feature in singles])))
             widths.insert(0, len(singles))
         offsets = [starts[f.table] for f in (*singles, *several) for _ in range(f.length or 1)]
-        rows = tf.gather(variable, tf.concat(ids, axis=1) + tf.constant(offsets, tf.int32))
+        rows = gather_rows(variable, tf.concat(ids, axis=1) + tf.constant(offsets, tf.int32))
         pieces = tf.split(rows, widths, axis=1)
         parts = [tf.reshape(pieces.pop(0), [-1, len(singles) * dim])] if singles else []
         parts += [_pool(*feature) for feature in zip(several, ids[-len(several) :], pieces)]

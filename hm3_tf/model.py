@@ -14,13 +14,14 @@ from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, checked
 from hm3_tf.designs import get_design
 from hm3_tf.errors import ConfigError
+from hm3_tf.exchange import TableExchange
 from hm3_tf.features import Feature
 from hm3_tf.keras_metrics import TargetMetric
 from hm3_tf.layers import HashedEmbeddings
 from hm3_tf.losses import CompositeLoss
 from hm3_tf.methods import Method
 from hm3_tf.network import build_network
-from hm3_tf.optimizers import make_optimizer, reset_moments
+from hm3_tf.optimizers import LazyAdam, make_optimizer, reset_moments
 
 
 class LossMeter(keras.metrics.Metric):
@@ -64,7 +65,7 @@ class ConversionModel(tfrs.Model):
       task: Labels and predictions to a loss.
 
     Attributes:
-      agreement: What workers exchange in each step of training, or None; see `preemption.Agreement`.
+      agreement: What workers exchange in each step of training, or None; see `distribute.Agreement`.
     """
 
     agreement: Any = None
@@ -75,6 +76,7 @@ class ConversionModel(tfrs.Model):
         self.task = task
         self.loss_meter = LossMeter(task.names, name="mean_loss")
         self.target_metrics = [TargetMetric(name) for name in _targets(task.levels)]
+        self.exchange: TableExchange | None = None
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, Any]:
         """Runs the network: {feature: [batch] or [batch, length]} to its predictions."""
@@ -114,10 +116,23 @@ class ConversionModel(tfrs.Model):
         Args:
           draw: Which of the draws of the run's seed.
         """
-        for layer in self.network.layers:
-            if isinstance(layer, HashedEmbeddings):
-                layer.reset(draw)
-                reset_moments(self.optimizer, layer.trainable_variables)
+        for layer in self._embeddings():
+            layer.reset(draw)
+            reset_moments(self.optimizer, layer.trainable_variables)
+
+    def _embeddings(self) -> list[HashedEmbeddings]:
+        return [layer for layer in self.network.layers if isinstance(layer, HashedEmbeddings)]
+
+    def plan_exchange(self, batch: dict[str, tf.Tensor]) -> None:
+        """Lets few bytes of the tables' gradients cross between replicas, see `TableExchange`; Keras' Adam keeps Keras' way.
+
+        Args:
+          batch: {feature: [batch] or [batch, length]} of one replica, the same on all workers.
+        """
+        layers = self._embeddings()
+        if layers and isinstance(self.optimizer, LazyAdam):
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            self.optimizer.exchange = self.exchange = TableExchange(layers, batch, replicas)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -6,6 +6,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from hm3_tf.errors import ConfigError, did_you_mean
+from hm3_tf.exchange import Gradient, TableExchange
+from hm3_tf.layers import gather_rows
 
 
 class LazyAdam(keras.optimizers.Adam):
@@ -28,6 +30,15 @@ class LazyAdam(keras.optimizers.Adam):
         super().__init__(learning_rate=learning_rate, **kwargs)
         if self.amsgrad:
             raise ValueError("LazyAdam: expected amsgrad=False, which it does not have for rows of tables, got True")
+        self.exchange: TableExchange | None = None
+
+    def aggregate_gradients(
+        self, grads_and_vars: Iterable[tuple[Gradient, tf.Variable]]
+    ) -> list[tuple[Gradient, tf.Variable]]:
+        """Sums (gradient, variable) pairs over the replicas: by `exchange`, or as Keras does where it is None."""
+        if self.exchange is None:
+            return super().aggregate_gradients(grads_and_vars)
+        return self.exchange.aggregate(grads_and_vars, super().aggregate_gradients)
 
     def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
         """Updates one variable.
@@ -46,8 +57,8 @@ class LazyAdam(keras.optimizers.Adam):
         rate = tf.cast(self.learning_rate, variable.dtype) * correction
 
         rows, values = gradient.indices, gradient.values
-        mean = self.beta_1 * tf.gather(first, rows) + (1 - self.beta_1) * values
-        square = self.beta_2 * tf.gather(second, rows) + (1 - self.beta_2) * tf.square(values)
+        mean = self.beta_1 * gather_rows(first, rows) + (1 - self.beta_1) * values
+        square = self.beta_2 * gather_rows(second, rows) + (1 - self.beta_2) * tf.square(values)
         first.scatter_update(tf.IndexedSlices(mean, rows))
         second.scatter_update(tf.IndexedSlices(square, rows))
         variable.scatter_sub(tf.IndexedSlices(rate * mean / (tf.sqrt(square) + self.epsilon), rows))

@@ -17,12 +17,21 @@ from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader, lane_count
 from data_pipeline.sampling import NegativeSampling, count_clicked_rows
 from hm3_tf.config import BEST_FIGURES, Config, checked
-from hm3_tf.distribute import check_same, check_shared, explained_losses, input_context, make_strategy
+from hm3_tf.distribute import (
+    SAVE,
+    STOP,
+    Agreement,
+    check_same,
+    check_shared,
+    explained_losses,
+    input_context,
+    make_strategy,
+)
 from hm3_tf.errors import ConfigError, Hm3Error, PreemptionError
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
 from hm3_tf.metrics_log import MetricsLog
-from hm3_tf.preemption import SAVE, STOP, Agreement, Termination
+from hm3_tf.preemption import Termination
 from hm3_tf.progress import Progress
 from hm3_tf.tables import metrics_table
 from hm3_tf.workdir import Workdir, claim_workdir, lock
@@ -69,6 +78,7 @@ class Trainer(keras.callbacks.Callback):
         self._run, self._strategy, self._chief = run, strategy, chief
         self._log: MetricsLog | None = None
         self._termination = Termination()
+        self._saved_at = time.monotonic()  # the latest checkpoint
         self._timer = self._epoch_start = (0.0, 0)  # when and after how many steps the last interval and epoch ended
         self._config = run.config.training
         index = data.split("train")
@@ -167,6 +177,8 @@ class Trainer(keras.callbacks.Callback):
         if self._chief:
             self._run.write()
         self._log = MetricsLog(self._run, self._at("step"), self._at("epoch")) if self._chief else None
+        if self._strategy.num_replicas_in_sync > 1:
+            self._plan_exchange()
         figures: dict[str, Any] = {}
         if self._at("step") and (self._is_between_epochs or self._has_all_steps):
             figures = self._validate()  # again: what followed the checkpoint, which is written before, is lost
@@ -196,6 +208,24 @@ class Trainer(keras.callbacks.Callback):
     @property
     def _epoch_steps(self) -> int:
         return self._reader.steps(self._config.global_batch_size, self._workers)
+
+    def _plan_exchange(self) -> None:
+        """Chooses how gradients of tables cross, by the first batch of a replica of the first worker: all choose alike."""
+        workers, replicas = self._workers, self._strategy.num_replicas_in_sync
+        first = tf.distribute.InputContext(workers, 0, replicas)
+        with explained_read_errors(self._reader.index), self._strategy.scope():
+            features, *_ = next(iter(self._batches(self._readers[0], first, epoch=0, start=0)))
+            self._model.plan_exchange(features)
+
+    def _batches(self, reader: Reader, context: tf.distribute.InputContext, epoch: int, start: int) -> tf.data.Dataset:
+        return reader.training_dataset(
+            self._config.global_batch_size,
+            seed=self._config.seed,
+            epoch=epoch,
+            start_step=start,
+            input_context=context,
+            window_rows=self._run.config.data.shuffle_rows,
+        )
 
     def _is_finished(self) -> bool:
         patience = self._config.early_stopping_epochs
@@ -232,14 +262,7 @@ class Trainer(keras.callbacks.Callback):
         """
         config = self._config
         dataset = self._strategy.distribute_datasets_from_function(
-            lambda context: self._reader.training_dataset(
-                config.global_batch_size,
-                seed=config.seed,
-                epoch=epoch,
-                start_step=start,
-                input_context=context,
-                window_rows=self._run.config.data.shuffle_rows,
-            )
+            lambda context: self._batches(self._reader, context, epoch, start)
         )
         title = self._days[epoch] if self._day_evaluator else f"epoch {epoch + 1} of {config.epochs}"
         progress = Progress(title, self._epoch_steps, "steps", done=start)
@@ -314,6 +337,7 @@ class Trainer(keras.callbacks.Callback):
             "loss": loss,
             "examples_per_second": rows / max(now - then, 1e-9),
             "losses": losses,
+            **({"bytes_exchanged": self._model.exchange.mean_sent_bytes()} if self._model.exchange else {}),
         }
 
     def _write(self, figures: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import shlex
 import pytest
 
 from data_pipeline import schema as schemas
-from hm3_tf.cli import VERBS, _parse
+from hm3_tf.cli import VERBS, _parse, _split
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -45,16 +45,18 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line.split(" #")[0]) for line in joined.splitlines() if re.match(r"\s*hm3 \w+ --", line)]
 
 
-README_COMMANDS = [words for block in blocks(PAGES[0].read_text(), "bash") for words in commands(block)]
+COMMANDS = {page: [words for block in blocks(page.read_text(), "bash") for words in commands(block)] for page in PAGES}
 
 
-@pytest.mark.parametrize("words", README_COMMANDS, ids=" ".join)
-def test_the_commands_of_the_readme_are_understood(words):
-    assert _parse(words[1], words[2:])
+@pytest.mark.parametrize("words", [words for found in COMMANDS.values() for words in found], ids=" ".join)
+def test_the_commands_of_the_pages_are_understood(words):
+    own, command = _split(words[1], words[2:])
+    assert _parse(words[1], own)
+    assert not command or _parse(command[0], command[1:])
 
 
 def test_the_readme_shows_every_verb():
-    assert {words[1] for words in README_COMMANDS} | {"simulate"} == set(VERBS)
+    assert {words[1] for words in COMMANDS[PAGES[0]]} | {"simulate"} == set(VERBS)
 
 
 def test_the_makefile_uses_flags_that_exist():

@@ -13,9 +13,9 @@ from hm3_tf.methods import METHODS
 ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("hm3_tf", "hm3_tf.errors"),
-    ("hm3_tf.behavior_graph", "hm3_tf.features", "hm3_tf.checks"),
+    ("hm3_tf.behavior_graph", "hm3_tf.features", "hm3_tf.checks", "hm3_tf.preemption"),
     ("hm3_tf.methods", "hm3_tf.config", "hm3_tf.probability", "hm3_tf.progress", "hm3_tf.prefetch", "data_pipeline"),
-    ("hm3_tf.layers", "hm3_tf.losses", "hm3_tf.metrics", "hm3_tf.optimizers"),
+    ("hm3_tf.layers", "hm3_tf.losses", "hm3_tf.metrics", "hm3_tf.exchange", "hm3_tf.optimizers"),
     ("hm3_tf.intervals", "hm3_tf.group_auc", "hm3_tf.tally", "hm3_tf.keras_metrics", "hm3_tf.calibration"),
     ("hm3_tf.curves",),
     ("hm3_tf.compare", "hm3_tf.slices", "hm3_tf.tables"),
@@ -28,7 +28,7 @@ LEVELS = (
         "hm3_tf.designs",
         "hm3_tf.model",
     ),
-    ("hm3_tf.cluster", "hm3_tf.distribute", "hm3_tf.preemption"),
+    ("hm3_tf.cluster", "hm3_tf.distribute"),
     ("hm3_tf.board", "hm3_tf.warm_start", "hm3_tf.workdir", "hm3_tf.metrics_log"),
     ("hm3_tf.train", "hm3_tf.evaluate", "hm3_tf.predict", "hm3_tf.export"),
     ("hm3_tf.report", "hm3_tf.report.gather", "hm3_tf.report.svg", "hm3_tf.report.plots", "hm3_tf.report.page"),
@@ -156,8 +156,9 @@ def mentions(tree: ast.AST, text: str) -> bool:
     return any(isinstance(node, ast.Constant) and node.value == text for node in ast.walk(tree))
 
 
-def test_tf_config_is_read_in_one_place():
-    assert [name for name, tree in TREES.items() if mentions(tree, "TF_CONFIG")] == ["hm3_tf.cluster"]
+@pytest.mark.parametrize("variable", ["TF_CONFIG", "SLURM_JOB_ID"])
+def test_the_cluster_is_read_in_one_place(variable):
+    assert [name for name, tree in TREES.items() if mentions(tree, variable)] == ["hm3_tf.cluster"]
 
 
 def test_flags_are_read_in_one_place():

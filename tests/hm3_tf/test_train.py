@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from data_pipeline.convert import convert, threshold_rule
 from data_pipeline.folder import DataFolder
@@ -14,7 +17,7 @@ from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources.simulated import SimulatedSource, dated_days, day_split
 from hm3_tf import train
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
-from hm3_tf.errors import ConfigError, DataError, Hm3Error
+from hm3_tf.errors import ConfigError, DataError, Hm3Error, PreemptionError
 from hm3_tf.evaluate import evaluate_run
 from hm3_tf.model import ConversionModel
 from hm3_tf.train import open_trainer, train_and_evaluate
@@ -91,6 +94,57 @@ def test_a_run_killed_between_an_epoch_and_its_validation_resumes_there(data, wh
     assert [line["step"] for line in lines(tmp_path) if "validation" in line] == [STEPS, 2 * STEPS]
     for resumed, uninterrupted in zip(trainer.model.network.get_weights(), weights):
         np.testing.assert_allclose(resumed, uninterrupted, atol=1e-6)
+
+
+class Telling(keras.callbacks.Callback):
+    """Tells its process to end before a step, as a scheduler does."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("batch, step", [(3, 4), (STEPS - 1, STEPS)], ids=["within", "at the last step of an epoch"])
+def test_a_run_told_to_end_writes_a_checkpoint_and_resumes_there(data, whole, tmp_path, monkeypatch, batch, step):
+    _, weights = whole
+    config = tiny_config(epochs=2, log_every_steps=1)
+    fit = ConversionModel.fit
+    monkeypatch.setattr(
+        ConversionModel,
+        "fit",
+        lambda self, *args, callbacks, **options: fit(self, *args, callbacks=[Telling(batch), *callbacks], **options),
+    )
+    with pytest.raises(PreemptionError, match=f"told to end .SIGTERM. at step {step}, whose checkpoint is written"):
+        train_and_evaluate(config, data.path, str(tmp_path))
+    monkeypatch.setattr(ConversionModel, "fit", fit)
+    assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")).endswith(f"ckpt-{step}")
+    trainer = open_trainer(config, data.path, str(tmp_path))
+    trainer.train()
+    assert [line["step"] for line in lines(tmp_path) if "epoch_end" not in line] == list(range(1, 2 * STEPS + 1))
+    assert [line["step"] for line in lines(tmp_path) if "validation" in line] == [STEPS, 2 * STEPS]
+    for resumed, uninterrupted in zip(trainer.model.network.get_weights(), weights):
+        np.testing.assert_allclose(resumed, uninterrupted, atol=1e-6)
+
+
+def test_a_run_told_to_end_within_validation_ends_at_once(data, tmp_path, monkeypatch):
+    def tell(_evaluator):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("validation went on")
+
+    monkeypatch.setattr(train.Evaluator, "__call__", tell)
+    with pytest.raises(PreemptionError, match=f"at step {STEPS}, whose checkpoint is written"):
+        train_and_evaluate(tiny_config(epochs=1), data.path, str(tmp_path))
+    assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")).endswith(f"ckpt-{STEPS}")
+
+
+@pytest.mark.parametrize("minutes, kept", [(1e-9, {7, 8, 9}), (60.0, {9})])
+def test_checkpoints_are_written_every_so_many_minutes(data, tmp_path, minutes, kept):
+    train_and_evaluate(tiny_config(epochs=1, checkpoint_every_minutes=minutes), data.path, str(tmp_path))
+    assert {int(path.stem.split("-")[1]) for path in tmp_path.glob("checkpoints/ckpt-*.index")} == kept
 
 
 def test_a_resumed_log_has_each_step_once_with_the_losses_of_an_uninterrupted_one(data, whole, tmp_path):

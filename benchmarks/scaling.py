@@ -1,0 +1,109 @@
+"""Weak scaling of `hm3 train` on W: one process on one core against two on one core each, a batch a process and step.
+
+python benchmarks/scaling.py [--folder=bench-out] [--steps=60]
+
+Efficiency is the rate of the two over twice that of the one. Beside it stand the bytes of gradients of tables that a process
+sends a step, as training logs them, against those of an all-gather of a row an id. The first 15 steps are not timed.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import statistics
+import subprocess
+
+import timing
+import workload
+from absl import app, flags
+
+_FOLDER = flags.DEFINE_string("folder", "bench-out", "Folder of the log.")
+_STEPS = flags.DEFINE_integer("steps", 60, "Steps of a run: multiple of 5, above 15, at most 60.", 20, 60)
+ROUNDS, DIM = 3, 16
+
+
+def free_addresses(count: int) -> list[str]:
+    """Returns addresses of this machine that nothing listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+def start(command: list[str], core: int, log: pathlib.Path, tf_config: dict | None) -> subprocess.Popen:
+    """Starts a command on one core, with one thread in each of TensorFlow's pools; its output goes to a file."""
+    threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    environment = os.environ | threads | ({"TF_CONFIG": json.dumps(tf_config)} if tf_config else {})
+    pinned = ["taskset", "--cpu-list", str(core), *command]
+    with log.open("w") as output:
+        return subprocess.Popen(pinned, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def train(folder: pathlib.Path, processes: int) -> list[dict]:
+    """Trains HM3 on W with one batch a process and step.
+
+    Args:
+      folder: Folder of the log.
+      processes: 1, or more under MultiWorkerMirroredStrategy.
+
+    Returns:
+      The figures of the intervals that are timed.
+
+    Raises:
+      RuntimeError: A process failed.
+    """
+    workdir = folder / f"run-scaling-{processes}"
+    shutil.rmtree(workdir, ignore_errors=True)
+    fields = [
+        f"distribution.strategy={'multi_worker' if processes > 1 else 'one_device'}",
+        f"training.global_batch_size={processes * workload.BATCH}",
+        f"training.log_every_steps={timing.LOG_STEPS}",
+        f"training.max_steps={_STEPS.value}",
+    ]
+    command = workload.train_command(folder, workdir, "hm3", *(f"--config.{field}" for field in fields))
+    cluster, cores = {"worker": free_addresses(processes)}, sorted(os.sched_getaffinity(0))
+    group = []
+    try:
+        for index in range(processes):
+            config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+            log = folder / f"scaling-{processes}-{index}.log"
+            group.append((start(command, cores[index], log, config if processes > 1 else None), log))
+        for process, log in group:
+            if process.wait():
+                raise RuntimeError(f"{command} failed: {log.read_text()[-2000:]}")
+    finally:
+        for process, _ in group:
+            process.kill()
+    return timing.intervals(workdir)
+
+
+def main(_: list[str]) -> None:
+    """Prints the rates, the efficiency and the bytes."""
+    folder = pathlib.Path(_FOLDER.value).absolute()
+    workload.write(folder)
+    efficiencies, sent = [], []
+    for number in range(ROUNDS):
+        alone = timing.examples_per_second(train(folder, 1), workload.BATCH)
+        timed = train(folder, 2)
+        together = timing.examples_per_second(timed, 2 * workload.BATCH)
+        efficiencies.append(together / (2 * alone))
+        sent += [line["bytes_exchanged"] for line in timed]
+        print(
+            f"round {number + 1}: 1 process {alone:>8,.0f} examples/s   2 processes {together:>8,.0f} examples/s   efficiency "
+            f"{efficiencies[-1]:.2f}",
+            flush=True,
+        )
+    naive = workload.BATCH * workload.COLUMNS * 4 * (DIM + 1)
+    print(f"efficiency, the median: {statistics.median(efficiencies):.2f}")
+    print(
+        f"gradients of tables, a process and step: {statistics.mean(sent):,.0f} bytes; an all-gather of a row an id {naive:,}: "
+        f"{naive / statistics.mean(sent):.1f} times as many"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,119 @@
+"""Workers wait for each other at their addresses; TF_CONFIG itself is read in test_cli.py."""
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from hm3_tf import cluster as clusters
+from hm3_tf.cluster import Cluster, await_workers, read_cluster
+from hm3_tf.errors import Hm3Error, LostWorkerError
+
+PATIENCE_S = 60.0
+
+
+def addresses_of(count: int) -> tuple[str, ...]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
+
+
+@pytest.fixture
+def served():
+    """Returns a function that serves bytes to who comes to an address, as another program would."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(address: str, answer: bytes) -> None:
+            host, port = address.split(":")
+            server = stack.enter_context(socket.create_server((host, int(port))))
+
+            def accept():
+                with contextlib.suppress(OSError):
+                    while True:
+                        connection, _ = server.accept()
+                        stack.enter_context(connection)
+                        connection.sendall(answer)
+
+            threading.Thread(target=accept, daemon=True).start()
+            stack.callback(server.shutdown, socket.SHUT_RDWR)
+
+        yield serve
+
+
+def test_workers_go_on_when_the_last_has_come(served):
+    addresses = addresses_of(2)
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(await_workers, Cluster(addresses, 0), PATIENCE_S)
+        with pytest.raises(TimeoutError):
+            early.result(timeout=1.0)
+        with clusters._listening(Cluster(addresses, 1)):
+            assert early.result(timeout=PATIENCE_S) is None
+
+
+def test_one_worker_alone_waits_for_none():
+    await_workers(Cluster(addresses_of(1), 0), 0.0)
+
+
+def test_a_worker_that_does_not_come_is_named(caplog, monkeypatch):
+    monkeypatch.setattr(clusters, "_SAID_AFTER_S", 0.0)
+    addresses = addresses_of(3)
+    with caplog.at_level(logging.WARNING), pytest.raises(LostWorkerError) as error:
+        await_workers(Cluster(addresses, 0), 1.0)
+    missing = f"worker 1 ({addresses[1]}), worker 2 ({addresses[2]})"
+    assert f"expected all 3 workers within 1 s, but {missing} did not answer" in str(error.value)
+    assert caplog.messages == [f"worker 0 waits for {missing}"]
+
+
+def test_a_worker_that_tensorflow_speaks_for_is_there(served):
+    first, second = addresses_of(2)
+    served(second, b"\x00\x00\x12\x04\x00\x00\x00\x00\x00")  # the settings that HTTP/2 begins with
+    await_workers(Cluster((first, second), 0), PATIENCE_S)
+
+
+def test_a_program_that_says_nothing_is_no_worker(served):
+    first, second = addresses_of(2)
+    served(second, b"")
+    with pytest.raises(LostWorkerError, match=f"worker 1 .{second}. did not answer"):
+        await_workers(Cluster((first, second), 0), 1.0)
+
+
+def test_workers_of_other_clusters_are_refused():
+    first, second, third = addresses_of(3)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(await_workers, Cluster((first, second, third), 1), 5.0)
+        with pytest.raises(Hm3Error, match=f"that of worker 1 .{second}. differs from that of this one"):
+            await_workers(Cluster((first, second), 0), PATIENCE_S)
+        assert other.exception()
+
+
+def test_a_port_in_use_is_refused(served):
+    first, second = addresses_of(2)
+    served(first, b"")
+    with pytest.raises(Hm3Error, match=f"expected the free port {first.split(':')[1]} for this worker"):
+        await_workers(Cluster((first, second), 0), PATIENCE_S)
+
+
+def test_a_chief_is_the_first_worker(monkeypatch):
+    jobs = {"worker": ["b:2", "c:3"], "chief": ["a:1"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": jobs, "task": {"type": "worker", "index": 1}}))
+    assert read_cluster() == Cluster(("a:1", "b:2", "c:3"), 2)
+
+
+def test_an_address_twice_is_refused(monkeypatch):
+    config = {"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    with pytest.raises(Hm3Error, match=r"expected an address of its own for each worker, got \['a:1'\] twice"):
+        read_cluster()
+
+
+def test_the_environment_of_a_worker_is_read_as_that_worker(monkeypatch):
+    cluster = Cluster(("a:1", "b:2"), 1)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    assert read_cluster() == cluster
