@@ -31,7 +31,7 @@ def check_record_format(record_format: str) -> None:
 
 
 class SplitWriter:
-    """Writes the rows of one split, in the order they come, as shards of full blocks.
+    """Writes the rows of one split, in the order they come, as shards of full blocks; each day can have shards of its own.
 
     Args:
       folder: Folder to write into; it exists.
@@ -45,6 +45,41 @@ class SplitWriter:
     ) -> None:
         self._folder, self._columns, self._format = folder, columns, record_format
         self._shard_rows = shard_rows
+        self._writers: dict[str, _ShardWriter] = {}
+
+    def write(self, batch: pa.RecordBatch, days: np.ndarray | None = None) -> None:
+        """Adds rows.
+
+        Args:
+          batch: The rows, columns in their `arrow_type`.
+          days: Their days, datetime64[D] [rows], which name the shards (`2022-05-01-00000.tfrecord`); None where all go into
+            the same ones (`part-00000.tfrecord`).
+        """
+        if days is None:
+            self._writer("part").write(batch)
+            return
+        for day in np.unique(days):
+            self._writer(str(day)).write(batch.filter(pa.array(days == day)))
+
+    def _writer(self, name: str) -> "_ShardWriter":
+        if name not in self._writers:
+            self._writers[name] = _ShardWriter(
+                storage.join(self._folder, name), self._columns, self._format, self._shard_rows
+            )
+        return self._writers[name]
+
+    def close(self) -> None:
+        """Writes what is left and the index, in the order of the days."""
+        shards = [shard for name in sorted(self._writers) for shard in self._writers[name].finish()]
+        storage.write_text(storage.join(self._folder, index.INDEX_FILE), index.to_json(self._format, shards))
+
+
+class _ShardWriter:
+    """Writes rows, in the order they come, as shards of full blocks whose paths begin with `prefix`."""
+
+    def __init__(self, prefix: str, columns: Sequence[Column], record_format: str, shard_rows: int) -> None:
+        self._prefix, self._columns, self._format = prefix, columns, record_format
+        self._shard_rows = shard_rows
         self._waiting: list[pa.RecordBatch] = []
         self._shards: list[tuple[str, int, np.ndarray]] = []
         self._file: tf.io.TFRecordWriter | None = None
@@ -52,17 +87,16 @@ class SplitWriter:
         self._record_rows: list[int] = []
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Adds the rows of a batch, columns in their `arrow_type`."""
         if batch.num_rows:
             self._waiting.append(batch)
         if sum(waiting.num_rows for waiting in self._waiting) >= BLOCK_ROWS:
             self._write_blocks(BLOCK_ROWS)
 
-    def close(self) -> None:
-        """Writes what is left and the index."""
+    def finish(self) -> list[tuple[str, int, np.ndarray]]:
+        """Writes what is left and returns the shards (name, bytes, blocks [n, 3])."""
         self._write_blocks(1)
         self._finish_shard()
-        storage.write_text(storage.join(self._folder, index.INDEX_FILE), index.to_json(self._format, self._shards))
+        return self._shards
 
     def _write_blocks(self, least_rows: int) -> None:
         """Writes waiting rows as blocks while at least `least_rows` wait."""
@@ -78,7 +112,7 @@ class SplitWriter:
 
     def _write_block(self, block: pa.RecordBatch) -> None:
         if self._file is None:
-            self._path = storage.join(self._folder, f"part-{len(self._shards):05d}.tfrecord")
+            self._path = f"{self._prefix}-{len(self._shards):05d}.tfrecord"
             self._file = tf.io.TFRecordWriter(self._path)
         packed = self._format == "packed"
         records = [encode_packed(block, self._columns)] if packed else encode_rows(block, self._columns)

@@ -54,17 +54,25 @@ def _define_simulate(values: flags.FlagValues, _arguments: Sequence[str]) -> Non
     _choice(values, "profile", "dense", tuple(PROFILES), "Rates: dense (CTR 10 %) or paper (2.98 %).")
     flags.DEFINE_integer("rows", 200_000, "Impressions.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the log.", lower_bound=0, flag_values=values)
+    flags.DEFINE_bool("shard_by_day", False, "Whether each day has shards of its own.", flag_values=values)
     _choice(values, "record_format", "packed", ("packed", "row"), "packed: 1,024 impressions a record; or row.")
 
 
 def _simulate(values: flags.FlagValues) -> None:
     from data_pipeline.convert import convert
     from data_pipeline.simulate import SimulatedLog
-    from data_pipeline.sources.simulated import SimulatedSource, day_split
+    from data_pipeline.sources.simulated import SimulatedSource, dated_days, day_split
 
     log = SimulatedLog(world=values.world, profile=values.profile, rows=values.rows, seed=values.seed)
     source = SimulatedSource(log)
-    splits = convert(source, values.output_dir, day_split(), record_format=values.record_format, total_rows=values.rows)
+    splits = convert(
+        source,
+        values.output_dir,
+        day_split(),
+        record_format=values.record_format,
+        total_rows=values.rows,
+        days=dated_days() if values.shard_by_day else None,
+    )
     _print_splits(values.output_dir, splits)
 
 
@@ -79,14 +87,15 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
     _choice(values, "nesting", "coerce", NESTING_POLICIES, "Labels that break the hierarchy.")
     _choice(values, "record_format", "packed", ("packed", "row"), "packed: 1,024 impressions a record; or row.")
     _string(values, "split", "fraction:0.8,0.1,0.1", SPLIT_HELP + ".")
-    _string(values, "split_column", "date", "Column of dates, for --split=date:...")
+    _string(values, "split_column", "date", "Column of dates, for --split=date:... and --shard_by_day.")
+    flags.DEFINE_bool("shard_by_day", False, "Whether each day has shards of its own.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of a split by fractions.", lower_bound=0, flag_values=values)
 
 
 def _convert(values: flags.FlagValues) -> None:
     from data_pipeline import schema as schemas
     from data_pipeline import storage
-    from data_pipeline.convert import convert, parse_split
+    from data_pipeline.convert import convert, day_rule, parse_split
     from data_pipeline.sources import open_source
 
     schema = None
@@ -94,11 +103,14 @@ def _convert(values: flags.FlagValues) -> None:
         schema = schemas.from_json(storage.read_text(values.schema, "check --schema"), values.schema)
     rule = parse_split(values.split, values.split_column, values.seed)
     ignored = values.ignore
-    if schema is None and values.behaviors and values.split.startswith("date:"):
-        # A day of the test split is one that training never saw.
+    if schema is None and values.behaviors and (values.shard_by_day or values.split.startswith("date:")):
+        # A day to come is one that training never saw.
         ignored = f"{ignored},{values.split_column}"
     source = open_source(values.source, values.input, schema, values.behaviors, values.groups, ignored)
-    splits = convert(source, values.output_dir, rule, nesting=values.nesting, record_format=values.record_format)
+    days = day_rule(values.split_column) if values.shard_by_day else None
+    splits = convert(
+        source, values.output_dir, rule, nesting=values.nesting, record_format=values.record_format, days=days
+    )
     _print_splits(values.output_dir, splits)
     for role, columns in source.schema.roles().items():
         print(f"  {role:<10} {', '.join(f'{column.name} ({column.dtype})' for column in columns)}")
@@ -118,6 +130,8 @@ def _define_train(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     define_config(values, arguments)
     _string(values, "data_dir", None, "Data folder.")
     _string(values, "workdir", None, "Directory of the run; the same config resumes it.")
+    _string(values, "warm_start_from", None, "Directory of an earlier run whose latest model a new run starts from.")
+    _choice(values, "warm_start_optimizer", "keep", ("keep", "reset"), "State of that run's optimizer.")
 
 
 def _train(values: flags.FlagValues) -> None:
@@ -125,7 +139,8 @@ def _train(values: flags.FlagValues) -> None:
     with termination.watched(), termination.ends_at_once("told to end (SIGTERM) before or after the steps of training"):
         from hm3_tf.train import train_and_evaluate
 
-        figures = train_and_evaluate(values.config, values.data_dir, values.workdir)
+        warm_start = values.warm_start_from, values.warm_start_optimizer
+        figures = train_and_evaluate(values.config, values.data_dir, values.workdir, *warm_start)
     if figures is None:
         return
     print(f"trained {values.workdir}")

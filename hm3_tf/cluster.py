@@ -19,7 +19,7 @@ _JOBS = (
     "chief",
     "worker",
     "ps",
-)  # the first of all tasks is the chief; those of the last job hold weights and train nothing
+)  # the first of all tasks is the chief; those of the last hold weights and train nothing
 _REMEDY = (
     'set it to {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": n}}, the same cluster and '
     "another index on each worker; parameter_server needs the jobs chief, worker and ps"

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from data_pipeline.hashing import network_inputs
 from data_pipeline.index import load_index
+from data_pipeline.inputs import select_features
 from data_pipeline.read import WINDOW_ROWS, Reader, lane_count, plan_epoch
 from data_pipeline.schema import Column, Hashing, Level, Schema
+from data_pipeline.statistics import no_statistics
 from hm3_tf.errors import ConfigError
 from tests.data_pipeline.conftest import (
     COLUMNS,
@@ -546,9 +548,20 @@ def test_the_columns_of_a_shuffled_row_stay_together(small_log, shuffled):
     for inputs, labels, weights, carried in shuffled:
         numbers = carried["row_id"] - FIRST_ID
         present = weights > 0
-        np.testing.assert_array_equal(inputs["vector"][:, 0], numbers)
+        np.testing.assert_array_equal(inputs["vector"][present, 0], numbers[present])
         np.testing.assert_array_equal(weights[present], np.float32(rows["importance"])[numbers[present]])
         np.testing.assert_array_equal(labels["purchase"], np.float32(labels_of(rows)["purchase"])[numbers])
+
+
+def test_rows_that_fill_a_batch_up_have_no_ids(tmp_path):
+    """Else they would touch embeddings, other ones on other numbers of workers."""
+    schema = Schema((*ID_COLUMNS, Column("item", "int64", hashing=Hashing(8))), ID_SCHEMA.levels)
+    write_records(f"{tmp_path}/a.tfrecord", [example(click=1, item=i) for i in range(5)])
+    features = select_features(schema, no_statistics(schema), names=("item",), default_dim=1, dims={}, buckets={})
+    reader = Reader(load_index(str(tmp_path)), schema, features)
+    (batch,) = elements(reader.training_dataset(8, seed=0, epoch=0))
+    assert (batch[0]["item"][batch[2] > 0] > 0).all() and not batch[0]["item"][batch[2] == 0].any()
+    assert (batch[2] > 0).sum() == 5
 
 
 @pytest.mark.parametrize("dtype, weight", [("float", 0.5), ("int64", 2)])
