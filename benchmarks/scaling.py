@@ -89,7 +89,7 @@ def train(folder: pathlib.Path, processes: int) -> list[dict]:
 
 
 def sent_bytes(batch: int, replicas: int) -> tuple[int, int, int]:
-    """Returns the bytes that a replica with `batch` rows of W sends a step: for dense weights, for tables, for those naively."""
+    """Returns the bytes that a replica with `batch` rows of W sends a step: dense weights, tables, tables naively."""
     ids = {f"c{i}": workload.zipf_ids(np.random.default_rng(i), batch) for i in range(workload.COLUMNS)}
     tables = [
         TableTraffic(Table(name, workload.IDS + 1, DIM), batch, np.unique(ids[name]).size, replicas) for name in ids
