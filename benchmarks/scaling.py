@@ -3,9 +3,11 @@
 python benchmarks/scaling.py [--folder=bench-out] [--steps=60]
 
 Efficiency is the rate of the two over twice that of the one. Beside it stand the bytes of gradients of tables that a process
-sends a step, as training logs them, against those of an all-gather of a row an id. The first 15 steps are not timed.
+sends a step, as training logs them, against those of an all-gather of a row an id. The first 15 steps are not timed. What
+more replicas would send follows from the distinct ids of a batch (docs/scaling.md).
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -14,13 +16,18 @@ import socket
 import statistics
 import subprocess
 
+import numpy as np
 import timing
 import workload
 from absl import app, flags
 
+from hm3_tf.exchange import TableTraffic
+from hm3_tf.features import Table
+
 _FOLDER = flags.DEFINE_string("folder", "bench-out", "Folder of the log.")
 _STEPS = flags.DEFINE_integer("steps", 60, "Steps of a run: multiple of 5, above 15, at most 60.", 20, 60)
 ROUNDS, DIM = 3, 16
+DENSE_WEIGHTS = 885_126  # of HM3's towers on W
 
 
 def free_addresses(count: int) -> list[str]:
@@ -81,8 +88,23 @@ def train(folder: pathlib.Path, processes: int) -> list[dict]:
     return timing.intervals(workdir)
 
 
+def sent_bytes(batch: int, replicas: int) -> tuple[int, int, int]:
+    """Returns the bytes that a replica with `batch` rows of W sends a step: dense weights, tables, tables naively."""
+    ids = {f"c{i}": workload.zipf_ids(np.random.default_rng(i), batch) for i in range(workload.COLUMNS)}
+    tables = [
+        TableTraffic(Table(name, workload.IDS + 1, DIM), batch, np.unique(ids[name]).size, replicas) for name in ids
+    ]
+    towers = 2 * (replicas - 1) * 4 * DENSE_WEIGHTS // replicas
+    best = sum(min(table.dense_bytes, table.gathered_bytes) for table in tables)
+    return towers, best, sum(table.naive_bytes for table in tables)
+
+
 def main(_: list[str]) -> None:
-    """Prints the rates, the efficiency and the bytes."""
+    """Prints what follows for more replicas, and the rates, the efficiency and the bytes of two."""
+    print("bytes that a replica sends a step")
+    print(f"{'replicas':>8} {'batch each':>10} {'dense weights':>14} {'tables':>12} {'naively':>14}")
+    for batch, replicas in itertools.product((workload.BATCH, 8 * workload.BATCH), (2, 8, 64)):
+        print("{:>8} {:>10,} {:>14,} {:>12,} {:>14,}".format(replicas, batch, *sent_bytes(batch, replicas)))
     folder = pathlib.Path(_FOLDER.value).absolute()
     workload.write(folder)
     efficiencies, sent = [], []

@@ -29,6 +29,7 @@ _LEAST_BUCKETS, _MOST_BUCKETS = 1_000, 2**22
 _SPLIT_STREAM = 1  # keys the draw of splits, which must not follow draws that made the log from the same seed
 
 SplitRule = Callable[[pa.RecordBatch], np.ndarray]
+DayRule = Callable[[pa.RecordBatch], np.ndarray]
 
 
 def fraction_rule(fractions: tuple[float, ...], seed: int, first_row: int = 0) -> SplitRule:
@@ -64,24 +65,44 @@ def threshold_rule(column: str, validation: object, test: object) -> SplitRule:
     """
 
     def assign(rows: pa.RecordBatch) -> np.ndarray:
-        if column not in rows.schema.names:
-            known = rows.schema.names
-            raise DataError(
-                f"--split: expected the column {column!r} to split by, found none; {did_you_mean(column, known)}; "
-                "see --split_column"
-            )
-        values = rows.column(column)
-        if values.null_count:
-            raise DataError(
-                f"--split: expected a value of column {column!r} in every row, got {values.null_count} missing"
-            )
-        ordered = _dates(values, column) if isinstance(validation, np.datetime64) else values.to_numpy()
+        dated = isinstance(validation, np.datetime64)
+        ordered = _dates(rows, column, "--split") if dated else _present(rows, column, "--split").to_numpy()
         return (ordered >= validation).astype(np.int64) + (ordered >= test)
 
     return assign
 
 
-def _dates(values: pa.Array, column: str) -> np.ndarray:
+def day_rule(column: str) -> DayRule:
+    """Returns the rule that reads the day of each row.
+
+    Args:
+      column: Name of the column, which holds dates as `threshold_rule` takes them.
+
+    Returns:
+      The rule: datetime64[D] [rows].
+
+    Raises:
+      DataError: When run, the column is missing or holds no date.
+    """
+    return lambda rows: _dates(rows, column, "--shard_by_day")
+
+
+def _present(rows: pa.RecordBatch, column: str, flag: str) -> pa.Array:
+    """Returns a column that has a value in every row."""
+    if column not in rows.schema.names:
+        known = rows.schema.names
+        raise DataError(
+            f"{flag}: expected the column {column!r} to split by, found none; {did_you_mean(column, known)}; "
+            "see --split_column"
+        )
+    values = rows.column(column)
+    if values.null_count:
+        raise DataError(f"{flag}: expected a value of column {column!r} in every row, got {values.null_count} missing")
+    return values
+
+
+def _dates(rows: pa.RecordBatch, column: str, flag: str) -> np.ndarray:
+    values = _present(rows, column, flag)
     try:
         if not pa.types.is_temporal(values.type):
             text = pc.replace_substring_regex(pc.cast(values, pa.string()), r"^(\d{4})(\d{2})(\d{2})$", r"\1-\2-\3")
@@ -89,7 +110,7 @@ def _dates(values: pa.Array, column: str) -> np.ndarray:
         return pc.cast(values, pa.date32()).to_numpy(zero_copy_only=False).astype("datetime64[D]")
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"--split: expected dates in column {column!r}, as 20220502, 2022-05-02 or of a date or time type, got: {error}; "
+            f"{flag}: expected dates in column {column!r}, as 20220502, 2022-05-02 or of a date or time type, got: {error}; "
             "see --split_column"
         ) from error
 
@@ -160,6 +181,7 @@ def convert(
     nesting: str = "coerce",
     record_format: str = "packed",
     total_rows: int | None = None,
+    days: DayRule | None = None,
 ) -> dict[str, stats.SplitStatistics]:
     """Writes a raw log as a data folder, which appears under its name only when complete.
 
@@ -173,6 +195,7 @@ def convert(
       nesting: `coerce`, `drop` or `error`.
       record_format: `packed` or `row`.
       total_rows: Number of rows, where known, for the progress bar.
+      days: Rule that gives each row its day, where each day is to have shards of its own, named by it.
 
     Returns:
       {split: its statistics}.
@@ -184,7 +207,7 @@ def convert(
       Hm3Error: The folder cannot be written.
     """
     with new_data_folder(output_dir, nesting, record_format) as folder, Progress("convert", total_rows) as progress:
-        splits = write_splits(source, folder, split, nesting, record_format, on_rows=progress.advance)
+        splits = write_splits(source, folder, split, nesting, record_format, days=days, on_rows=progress.advance)
         return write_metadata(folder, source, splits, record_format)
 
 
@@ -212,6 +235,7 @@ def write_splits(
     nesting: str,
     record_format: str,
     *,
+    days: DayRule | None = None,
     name: str = "part",
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, WrittenSplit]:
@@ -223,7 +247,8 @@ def write_splits(
       split: Rule that gives each row its split.
       nesting: `coerce`, `drop` or `error`.
       record_format: `packed` or `row`.
-      name: What the names of the shards begin with; a part has its own.
+      days: Rule that gives each row its day, where each day is to have shards of its own, named by it.
+      name: What the names of the other shards begin with; a part has its own.
       on_rows: Called with the number of rows that were written since.
 
     Returns:
@@ -241,7 +266,7 @@ def write_splits(
         for part in SPLITS
     }
     for batch in source.batches():
-        _write_batch(batch, schema, splits, split(batch.rows), nesting)
+        _write_batch(batch, schema, splits, split(batch.rows), nesting, days(batch.rows) if days else None)
         on_rows(batch.rows.num_rows)
     return {part: WrittenSplit(each.writer.finish(), each.statistics) for part, each in splits.items()}
 
@@ -267,7 +292,12 @@ def write_metadata(
 
 
 def _write_batch(
-    batch: SourceBatch, schema: Schema, splits: dict[str, _Split], assignment: np.ndarray, nesting: str
+    batch: SourceBatch,
+    schema: Schema,
+    splits: dict[str, _Split],
+    assignment: np.ndarray,
+    nesting: str,
+    days: np.ndarray | None,
 ) -> None:
     rows = pa.RecordBatch.from_pydict({column.name: _typed(batch, column) for column in schema.columns})
     values = {column.name: flat_values(column, rows.column(column.name)) for column in schema.with_role("behavior")}
@@ -284,7 +314,7 @@ def _write_batch(
         if not mine.any():
             continue
         kept = rows if mine.all() else rows.filter(pa.array(mine))
-        part.writer.write(kept)
+        part.writer.write(kept, None if days is None else days[mine])
         columns = {column.name: flat_values(column, kept.column(column.name)) for column in schema.columns}
         part.statistics.add_rows(columns, {name: label[mine] for name, label in labels.items()})
 

@@ -85,11 +85,16 @@ class DataFolder:
         """
         path = storage.join(self.path, STATISTICS_FILE)
         if not tf.io.gfile.exists(path):
-            return {"train": self._count(self.split("train"))}
+            return {"train": self.count(self.split("train"))}
         text = storage.read_text(path, "convert the log again")
         return stats.from_json(text, [level.name for level in self.schema.levels], path)
 
-    def _count(self, index: SplitIndex) -> stats.SplitStatistics:
+    def count(self, index: SplitIndex) -> stats.SplitStatistics:
+        """Returns the statistics of a split or a part of one, which is read for them.
+
+        Raises:
+          DataError: A shard is corrupt, or its records do not hold what the schema says.
+        """
         builder = stats.StatisticsBuilder(self.schema)
         names = tuple(column.name for column in self.schema.columns if column.role not in ("ignored", "truth"))
         reader = Reader(index, self.schema, (), sample_weights=False, carry=names)

@@ -21,6 +21,7 @@ from hm3_tf.errors import DataError
 INDEX_FILE = "index.json"
 _FRAMING = 16  # bytes TFRecord adds to a record: length, its checksum, the data's checksum
 _HEADER = 12  # of these, before the data
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,24 @@ class SplitIndex:
         """Returns the blocks whose first row is one of rows `start` to `stop` - 1 of the split."""
         first = np.cumsum(self.blocks[:, 3]) - self.blocks[:, 3]
         return dataclasses.replace(self, blocks=self.blocks[(first >= start) & (first < stop)])
+
+    def by_day(self) -> dict[str, "SplitIndex"]:
+        """Returns the part of each day, in the order of the days, by the dates in the names of the shards.
+
+        Returns:
+          {day, as 2022-05-01: its blocks}.
+
+        Raises:
+          DataError: The name of a shard has no date.
+        """
+        days = [_DATE.search(file.rsplit("/", 1)[-1]) for file in self.files]
+        if None in days:
+            raise DataError(
+                f"{self.files[days.index(None)]}: expected a date in the name of each shard, as 2022-05-01-00000.tfrecord, "
+                "found none; convert the log with --shard_by_day, or name your own shards so"
+            )
+        owners = np.array([day.group() for day in days if day])[self.blocks[:, 0]]
+        return {str(day): dataclasses.replace(self, blocks=self.blocks[owners == day]) for day in np.unique(owners)}
 
     @property
     def fingerprint(self) -> int:

@@ -187,13 +187,20 @@ class Reader:
             self.index.blocks, global_batch_size, shuffle_seed=(0, 0), workers=workers, sampling=self.sampling
         ).steps
 
+    def window_steps(self, global_batch_size: int, window_rows: int = WINDOW_ROWS) -> int:
+        """Returns the number of training steps whose rows one worker decodes and shuffles together."""
+        blocks, sampling = self.index.blocks, self.sampling
+        plan = plan_epoch(blocks, global_batch_size, shuffle_seed=(0, 0), window_rows=window_rows, sampling=sampling)
+        return plan.window_steps
+
     def training_dataset(
         self,
         global_batch_size: int,
         *,
         seed: int,
         epoch: int,
-        start_step: int = 0,
+        start_step: int | tf.Tensor = 0,
+        steps: int | tf.Tensor | None = None,
         input_context: tf.distribute.InputContext | None = None,
         window_rows: int = WINDOW_ROWS,
     ) -> tf.data.Dataset:
@@ -206,6 +213,7 @@ class Reader:
           seed: Seed of the shuffle.
           epoch: Number of the epoch.
           start_step: Steps of the epoch that were taken before; their rows are not read.
+          steps: Steps to read from there; default all that are left.
           input_context: Says which of how many workers this is.
           window_rows: Rows over all workers that are decoded and shuffled together, about.
 
@@ -225,7 +233,7 @@ class Reader:
                 f"{global_batch_size}"
             )
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
-        return self._dataset(global_batch_size, (seed, epoch), start_step, context, window_rows, replicas)
+        return self._dataset(global_batch_size, (seed, epoch), start_step, steps, context, window_rows, replicas)
 
     def ordered_dataset(
         self, global_batch_size: int, *, input_context: tf.distribute.InputContext | None = None
@@ -241,14 +249,15 @@ class Reader:
           columns are carried.
         """
         return self._dataset(
-            global_batch_size, None, 0, input_context or tf.distribute.InputContext(), _ORDERED_WINDOW_ROWS, 1
+            global_batch_size, None, 0, None, input_context or tf.distribute.InputContext(), _ORDERED_WINDOW_ROWS, 1
         )
 
     def _dataset(
         self,
         global_batch_size: int,
         seed: tuple[int, int] | None,
-        start_step: int,
+        start_step: int | tf.Tensor,
+        steps: int | tf.Tensor | None,
         context: tf.distribute.InputContext,
         window_rows: int,
         replicas: int,
@@ -262,13 +271,14 @@ class Reader:
             window_rows=window_rows,
             sampling=self.sampling if seed else None,
         )
-        first_window, skipped = divmod(start_step, plan.window_steps)
-        windows = tf.data.Dataset.range(first_window, len(plan.first))
-        if not 0 <= start_step <= plan.steps:
+        steps = plan.steps - start_step if steps is None else steps
+        first_window, skipped = start_step // plan.window_steps, start_step % plan.window_steps
+        windows = tf.data.Dataset.range(first_window, -(-(start_step + steps) // plan.window_steps))
+        if isinstance(start_step, int) and not 0 <= start_step <= plan.steps:
             raise ConfigError(f"expected a start within the {plan.steps} steps of the epoch, got step {start_step}")
         read_window = tf.autograph.experimental.do_not_convert(_WindowReader(self, plan, seed, replicas))
         batches = windows.map(read_window, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
-        count = (plan.steps - start_step) * replicas
+        count = steps * replicas
         known_length = (
             batches.skip(skipped * replicas).take(count).apply(tf.data.experimental.assert_cardinality(count))
         )

@@ -39,7 +39,7 @@ def write_index(folder: str, record_format: str, shards: Sequence[Shard]) -> Non
 
 
 class SplitWriter:
-    """Writes the rows of one split, in the order they come, as shards of full blocks.
+    """Writes the rows of one split, in the order they come, as shards of full blocks; each day can have shards of its own.
 
     Args:
       folder: Folder to write into; it exists.
@@ -59,6 +59,44 @@ class SplitWriter:
     ) -> None:
         self._folder, self._columns, self._format = folder, columns, record_format
         self._shard_rows, self._name = shard_rows, name
+        self._writers: dict[str, _ShardWriter] = {}
+
+    def write(self, batch: pa.RecordBatch, days: np.ndarray | None = None) -> None:
+        """Adds rows.
+
+        Args:
+          batch: The rows, columns in their `arrow_type`.
+          days: Their days, datetime64[D] [rows], which name the shards (`2022-05-01-00000.tfrecord`); None where all go into
+            the same ones (`part-00000.tfrecord`).
+        """
+        if days is None:
+            self._writer(self._name).write(batch)
+            return
+        for day in np.unique(days):
+            self._writer(str(day)).write(batch.filter(pa.array(days == day)))
+
+    def _writer(self, name: str) -> "_ShardWriter":
+        if name not in self._writers:
+            self._writers[name] = _ShardWriter(
+                storage.join(self._folder, name), self._columns, self._format, self._shard_rows
+            )
+        return self._writers[name]
+
+    def close(self) -> None:
+        """Writes what is left and the index."""
+        write_index(self._folder, self._format, self.finish())
+
+    def finish(self) -> list[Shard]:
+        """Writes what is left, and returns the shards in the order of the days, for an index of them."""
+        return [shard for name in sorted(self._writers) for shard in self._writers[name].finish()]
+
+
+class _ShardWriter:
+    """Writes rows, in the order they come, as shards of full blocks whose paths begin with `prefix`."""
+
+    def __init__(self, prefix: str, columns: Sequence[Column], record_format: str, shard_rows: int) -> None:
+        self._prefix, self._columns, self._format = prefix, columns, record_format
+        self._shard_rows = shard_rows
         self._waiting: list[pa.RecordBatch] = []
         self._shards: list[Shard] = []
         self._file: tf.io.TFRecordWriter | None = None
@@ -66,18 +104,13 @@ class SplitWriter:
         self._record_rows: list[int] = []
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Adds the rows of a batch, columns in their `arrow_type`."""
         if batch.num_rows:
             self._waiting.append(batch)
         if sum(waiting.num_rows for waiting in self._waiting) >= BLOCK_ROWS:
             self._write_blocks(BLOCK_ROWS)
 
-    def close(self) -> None:
-        """Writes what is left and the index."""
-        write_index(self._folder, self._format, self.finish())
-
     def finish(self) -> list[Shard]:
-        """Writes what is left, and returns the shards, for an index of them."""
+        """Writes what is left, and returns the shards."""
         self._write_blocks(1)
         self._finish_shard()
         return self._shards
@@ -96,7 +129,7 @@ class SplitWriter:
 
     def _write_block(self, block: pa.RecordBatch) -> None:
         if self._file is None:
-            self._path = storage.join(self._folder, f"{self._name}-{len(self._shards):05d}.tfrecord")
+            self._path = f"{self._prefix}-{len(self._shards):05d}.tfrecord"
             self._file = tf.io.TFRecordWriter(self._path)
         packed = self._format == "packed"
         records = [encode_packed(block, self._columns)] if packed else encode_rows(block, self._columns)

@@ -55,17 +55,25 @@ def _define_simulate(values: flags.FlagValues, _arguments: Sequence[str]) -> Non
     _choice(values, "profile", "dense", tuple(PROFILES), "Rates: dense (CTR 10 %) or paper (2.98 %).")
     flags.DEFINE_integer("rows", 200_000, "Impressions.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the log.", lower_bound=0, flag_values=values)
+    flags.DEFINE_bool("shard_by_day", False, "Whether each day has shards of its own.", flag_values=values)
     _choice(values, "record_format", "packed", ("packed", "row"), "packed: 1,024 impressions a record; or row.")
 
 
 def _simulate(values: flags.FlagValues) -> None:
     from data_pipeline.convert import convert
     from data_pipeline.simulate import SimulatedLog
-    from data_pipeline.sources.simulated import SimulatedSource, day_split
+    from data_pipeline.sources.simulated import SimulatedSource, dated_days, day_split
 
     log = SimulatedLog(world=values.world, profile=values.profile, rows=values.rows, seed=values.seed)
     source = SimulatedSource(log)
-    splits = convert(source, values.output_dir, day_split(), record_format=values.record_format, total_rows=values.rows)
+    splits = convert(
+        source,
+        values.output_dir,
+        day_split(),
+        record_format=values.record_format,
+        total_rows=values.rows,
+        days=dated_days() if values.shard_by_day else None,
+    )
     _print_splits(values.output_dir, splits)
 
 
@@ -80,7 +88,8 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
     _choice(values, "nesting", "coerce", NESTING_POLICIES, "Labels that break the hierarchy.")
     _choice(values, "record_format", "packed", ("packed", "row"), "packed: 1,024 impressions a record; or row.")
     _string(values, "split", "fraction:0.8,0.1,0.1", SPLIT_HELP + ".")
-    _string(values, "split_column", "date", "Column of dates, for --split=date:...")
+    _string(values, "split_column", "date", "Column of dates, for --split=date:... and --shard_by_day.")
+    flags.DEFINE_bool("shard_by_day", False, "Whether each day has shards of its own.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of a split by fractions.", lower_bound=0, flag_values=values)
     _choice(values, "engine", "local", ("local", "ray"), "local: this process; ray: a Ray cluster, a task a file.")
     _define_ray_address(values)
@@ -89,7 +98,7 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
 def _convert(values: flags.FlagValues) -> None:
     from data_pipeline import schema as schemas
     from data_pipeline import storage
-    from data_pipeline.convert import convert, parse_split
+    from data_pipeline.convert import convert, day_rule, parse_split
     from data_pipeline.sources import open_source
 
     schema = None
@@ -99,10 +108,12 @@ def _convert(values: flags.FlagValues) -> None:
     rule = functools.partial(parse_split, values.split, values.split_column, values.seed)
     rule()  # what is wrong with it is said before the log is looked at
     ignored = values.ignore
-    if schema is None and values.behaviors and values.split.startswith("date:"):
-        # A day of the test split is one that training never saw.
+    if schema is None and values.behaviors and (values.shard_by_day or values.split.startswith("date:")):
+        # A day to come is one that training never saw.
         ignored = f"{ignored},{values.split_column}"
     options = {"nesting": values.nesting, "record_format": values.record_format}
+    if values.engine == "ray" and values.shard_by_day:
+        raise UsageError("--shard_by_day: expected --engine=local beside it, got --engine=ray")
     if values.engine == "ray":
         from data_pipeline.ray_convert import convert_on_ray
 
@@ -110,8 +121,9 @@ def _convert(values: flags.FlagValues) -> None:
         source = open_source(values.source, path, schema, values.behaviors, values.groups, ignored)
         splits = convert_on_ray(source, values.output_dir, rule, address=values.ray_address, **options)
     else:
+        days = day_rule(values.split_column) if values.shard_by_day else None
         source = open_source(values.source, values.input, schema, values.behaviors, values.groups, ignored)
-        splits = convert(source, values.output_dir, rule(), **options)
+        splits = convert(source, values.output_dir, rule(), days=days, **options)
     _print_splits(values.output_dir, splits)
     for role, columns in source.schema.roles().items():
         print(f"  {role:<10} {', '.join(f'{column.name} ({column.dtype})' for column in columns)}")
@@ -131,6 +143,8 @@ def _define_train(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     define_config(values, arguments)
     _string(values, "data_dir", None, "Data folder.")
     _string(values, "workdir", None, "Directory of the run; the same config resumes it.")
+    _string(values, "warm_start_from", None, "Directory of an earlier run whose latest model a new run starts from.")
+    _choice(values, "warm_start_optimizer", "keep", ("keep", "reset"), "State of that run's optimizer.")
 
 
 def _train(values: flags.FlagValues) -> None:
@@ -138,7 +152,10 @@ def _train(values: flags.FlagValues) -> None:
     with termination.watched(), termination.ends_at_once("told to end (SIGTERM) before or after the steps of training"):
         from hm3_tf.train import train_and_evaluate
 
-        figures = train_and_evaluate(values.config, values.data_dir, values.workdir)
+        warm_start = values.warm_start_from, values.warm_start_optimizer
+        figures = train_and_evaluate(values.config, values.data_dir, values.workdir, *warm_start)
+    if figures is None:
+        return
     print(f"trained {values.workdir}")
     if figures:
         print(metrics_table({"split": "validation", **figures}))
@@ -286,6 +303,9 @@ def _refuse_idle_address(values: flags.FlagValues) -> None:
 
 def _define_launch(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("workers", None, "Processes that train.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "servers", 0, "Processes that hold the tables (parameter servers).", lower_bound=0, flag_values=values
+    )
     _choice(
         values, "engine", "local", ("local", "ray"), "local: processes of this machine; ray: workers of a Ray cluster."
     )
@@ -293,7 +313,7 @@ def _define_launch(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     flags.DEFINE_integer(
         "max_restarts",
         3,
-        "Times that all workers are started again when one is lost.",
+        "Times that workers are started again when one is lost: all of them, or with servers that one alone.",
         lower_bound=0,
         flag_values=values,
     )
@@ -304,6 +324,8 @@ def _launch(values: flags.FlagValues, command: Sequence[str]) -> None:
         raise UsageError(f"hm3 launch: expected `-- train --flags` after its own flags, got {list(command)}")
     _refuse_idle_address(values)
     train = _parse("train", command[1:])  # what is wrong with them is said here, once
+    if values.engine == "ray" and values.servers:
+        raise UsageError("--servers: expected --engine=local beside it, got --engine=ray")
     if values.engine == "ray":
         from hm3_tf.launch_ray import launch_on_ray
 
@@ -311,7 +333,7 @@ def _launch(values: flags.FlagValues, command: Sequence[str]) -> None:
     else:
         from hm3_tf.launch import launch
 
-        launch(command, values.workers, values.max_restarts)
+        launch(command, values.workers, values.max_restarts, values.servers)
 
 
 VERBS = {

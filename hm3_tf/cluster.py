@@ -9,33 +9,40 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hm3_tf.errors import Hm3Error, LostWorkerError
 
 _LOGGER = logging.getLogger(__name__)
-_JOBS = ("chief", "worker")  # that train; the first of them is the chief
+_JOBS = (
+    "chief",
+    "worker",
+    "ps",
+)  # the first of all tasks is the chief; those of the last hold weights and train nothing
 _REMEDY = (
     'set it to {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": n}}, the same cluster and '
-    "another index on each worker"
+    "another index on each worker; parameter_server needs the jobs chief, worker and ps"
 )
 _SAID_AFTER_S = 20.0  # without all workers, before it is said who is missing
 _LOOK_S = 0.5
+_CHIEF_SILENT_S = 10.0  # after which the chief has ended; it is silent for a moment when TensorFlow takes its port over
 _GREETING = b"hm3 "  # before the digest of the cluster
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers of a run.
+    """The workers of a run, and its parameter servers if it has some.
 
     Attributes:
-      addresses: "host:port" of each worker; the first is the chief, which writes the run's files.
+      addresses: "host:port" of each worker; the first is the chief, which writes the run's files. Servers come last.
       index: Which of them this process is.
+      servers: How many of them are servers. With servers the chief tells the other workers what to do.
     """
 
     addresses: tuple[str, ...]
     index: int
+    servers: int = 0
 
     @property
     def address(self) -> str:
@@ -43,24 +50,48 @@ class Cluster:
         return self.addresses[self.index]
 
     @property
+    def jobs(self) -> dict[str, tuple[str, ...]]:
+        """The addresses by job, as TensorFlow names them."""
+        if not self.servers:
+            return {"worker": self.addresses}
+        first_server = len(self.addresses) - self.servers
+        parts = self.addresses[:1], self.addresses[1:first_server], self.addresses[first_server:]
+        return dict(zip(_JOBS, parts))
+
+    @property
+    def task(self) -> tuple[str, int]:
+        """The job of this process, and its index among those of the job."""
+        tasks = [(job, index) for job, addresses in self.jobs.items() for index in range(len(addresses))]
+        return tasks[self.index]
+
+    @property
+    def name(self) -> str:
+        """What messages call this process: `worker 0`, or with servers `chief`, `worker 0`, `server 0`."""
+        job, index = self.task
+        return {"chief": "chief", "ps": f"server {index}"}.get(job, f"worker {index}")
+
+    @property
     def environment(self) -> dict[str, str]:
         """Variables that tell a process that it is this one."""
-        task = {"cluster": {"worker": self.addresses}, "task": {"type": "worker", "index": self.index}}
-        return {"TF_CONFIG": json.dumps(task)}
+        job, index = self.task
+        return {"TF_CONFIG": json.dumps({"cluster": self.jobs, "task": {"type": job, "index": index}})}
 
 
-def read_cluster() -> Cluster:
+def read_cluster(strategy: str = "multi_worker") -> Cluster:
     """Returns the cluster in TF_CONFIG, or that of the Slurm step, which is written into it: TensorFlow reads it too.
 
+    Args:
+      strategy: `multi_worker`, or `parameter_server`, whose cluster has one chief and some workers and servers.
+
     Raises:
-      Hm3Error: There is neither, or it is no cluster with this process in it.
+      Hm3Error: There is neither, or it is no cluster of the strategy with this process in it.
     """
     if "SLURM_JOB_ID" in os.environ and not os.environ.get("TF_CONFIG"):
         os.environ.update(_slurm_cluster().environment)
     text = os.environ.get("TF_CONFIG")
     if not text:
         raise Hm3Error(
-            f"distribution.strategy=multi_worker: expected TF_CONFIG in the environment, found none; {_REMEDY}"
+            f"distribution.strategy={strategy}: expected TF_CONFIG in the environment, found none; {_REMEDY}"
         )
     try:
         config = json.loads(text)
@@ -76,7 +107,27 @@ def read_cluster() -> Cluster:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 2**16:
             raise Hm3Error(f"TF_CONFIG: expected addresses as host:port, got {address!r}; {_REMEDY}")
+    _check_jobs(config["cluster"], strategy)
     return cluster
+
+
+def _check_jobs(jobs: Mapping[str, Sequence[str]], strategy: str) -> None:
+    """Checks that a cluster has the jobs that a strategy needs.
+
+    Raises:
+      Hm3Error: It does not.
+    """
+    counts = {job: len(jobs.get(job, ())) for job in _JOBS}
+    if strategy == "multi_worker" and counts["ps"]:
+        raise Hm3Error(
+            f"distribution.strategy=multi_worker: expected no parameter servers (ps) in TF_CONFIG, got {counts}; set "
+            "--config.distribution.strategy=parameter_server, or leave them out"
+        )
+    if strategy == "parameter_server" and not (counts["chief"] == 1 and counts["worker"] and counts["ps"]):
+        raise Hm3Error(
+            "distribution.strategy=parameter_server: expected one chief, and at least one worker and one ps in TF_CONFIG, "
+            f"got {counts}; name them, or set --config.distribution.strategy=multi_worker"
+        )
 
 
 def _cluster(config: Any) -> Cluster:
@@ -87,7 +138,7 @@ def _cluster(config: Any) -> Cluster:
         jobs = [name for name in _JOBS if name in config["cluster"]]
         addresses = tuple(str(address) for name in jobs for address in config["cluster"][name])
         own = str(config["cluster"][job][index])
-        return Cluster(addresses, addresses.index(own))
+        return Cluster(addresses, addresses.index(own), len(config["cluster"].get("ps", ())))
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise Hm3Error(
             f"TF_CONFIG: expected this worker's task among the addresses of its cluster, got {config!r} ({error!r}); {_REMEDY}"
@@ -136,14 +187,15 @@ def refuse_idle_cluster(strategy: str) -> None:
     if tasks > 1:
         raise Hm3Error(
             f"distribution.strategy={strategy}: expected no cluster, but TF_CONFIG names one of {tasks} tasks; set "
-            "--config.distribution.strategy=multi_worker, or unset TF_CONFIG"
+            "--config.distribution.strategy=multi_worker or parameter_server, or unset TF_CONFIG"
         )
 
 
 def await_workers(cluster: Cluster, seconds: float) -> None:
     """Waits until each worker has answered at its address, as TensorFlow, which comes after, waits without a word.
 
-    Each worker listens at its own address and says which cluster it is of, until it has reached all others.
+    Each worker listens at its own address and says which cluster it is of, until it has reached all others. With servers only
+    the chief does: the others wait for it alone, as it can do without a worker, and for one that is started again too.
 
     Args:
       cluster: The workers.
@@ -154,25 +206,38 @@ def await_workers(cluster: Cluster, seconds: float) -> None:
       LostWorkerError: A worker did not come.
     """
     start, said = time.monotonic(), False
-    missing = {address for address in cluster.addresses if address != cluster.address}
-    with _listening(cluster):
+    leads = not cluster.servers or cluster.index == 0
+    missing = {address for address in cluster.addresses[: None if leads else 1] if address != cluster.address}
+    with _listening(cluster) if leads else contextlib.nullcontext():
         while missing:
             missing = {address for address in missing if not _is_there(address, cluster)}
             waited = time.monotonic() - start
             if missing and waited > seconds:
                 raise LostWorkerError(
-                    f"worker {cluster.index}: expected all {len(cluster.addresses)} workers within {seconds:.0f} s, but "
+                    f"{cluster.name}: expected all {len(cluster.addresses)} workers within {seconds:.0f} s, but "
                     f"{_named(missing, cluster)} did not answer; see whether it runs, listens there and can be reached"
                 )
             if missing and waited > _SAID_AFTER_S and not said:
-                _LOGGER.warning("worker %d waits for %s", cluster.index, _named(missing, cluster))
+                _LOGGER.warning("%s waits for %s", cluster.name, _named(missing, cluster))
                 said = True
             if missing:
                 time.sleep(_LOOK_S)
 
 
+def await_end_of_chief(cluster: Cluster) -> None:
+    """Waits until nobody answers at the chief's address any more."""
+    silent_since = None
+    while silent_since is None or time.monotonic() - silent_since < _CHIEF_SILENT_S:
+        time.sleep(_LOOK_S)
+        if _is_there(cluster.addresses[0], cluster):
+            silent_since = None
+        elif silent_since is None:
+            silent_since = time.monotonic()
+
+
 def _named(addresses: set[str], cluster: Cluster) -> str:
-    return ", ".join(f"worker {i} ({a})" for i, a in enumerate(cluster.addresses) if a in addresses)
+    tasks = [dataclasses.replace(cluster, index=index) for index in range(len(cluster.addresses))]
+    return ", ".join(f"{task.name} ({task.address})" for task in tasks if task.address in addresses)
 
 
 def _greeting(cluster: Cluster) -> bytes:
@@ -221,6 +286,8 @@ def _greet(server: socket.socket, greeting: bytes, ended: threading.Event) -> No
 def _is_there(address: str, cluster: Cluster) -> bool:
     """Whether a worker answers: with a greeting, or as TensorFlow, once it has itself reached all others.
 
+    A chief of servers waits for TensorFlow: it fails if it connects to one that is not ready.
+
     Raises:
       Hm3Error: It is of another cluster.
     """
@@ -238,4 +305,4 @@ def _is_there(address: str, cluster: Cluster) -> bool:
             f"TF_CONFIG: expected the same cluster on all workers, but that of {_named({address}, cluster)} differs from "
             f"that of this one, {list(cluster.addresses)}; {_REMEDY}"
         )
-    return True
+    return not answer.startswith(_GREETING) or not (cluster.servers and cluster.index == 0)

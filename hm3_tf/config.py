@@ -15,7 +15,8 @@ from hm3_tf.methods import Method, get_method
 
 OPTIMIZERS = ("lazy_adam", "adam")
 PRECISIONS = ("float32", "bfloat16")
-STRATEGIES = ("one_device", "mirrored", "multi_worker")
+SCHEDULES = ("epochs", "by_day")
+STRATEGIES = ("one_device", "mirrored", "multi_worker", "parameter_server")
 TARGETS = ("pctr", "pcvr", "pctcvr")
 BEST_FIGURES = {"auc": 1, "log_loss": -1}  # that can choose the best checkpoint; whether more of it is better
 
@@ -110,8 +111,10 @@ class TrainingConfig(_Section):
     """The optimization.
 
     Attributes:
-      global_batch_size: Rows of a step over all replicas.
-      epochs: Passes over the training split.
+      global_batch_size: Rows of a step over all replicas; under parameter_server a step is one worker's.
+      schedule: epochs (passes over the whole training split), or by_day: one pass, day after day by the dates in the names of
+        the shards, each day evaluated before it is trained on.
+      epochs: Passes over the training split; by_day takes 1.
       max_steps: Steps after which training ends, or 0 for all of the epochs.
       learning_rate: Step size of Adam (HM3: 0.0005).
       optimizer: lazy_adam (touches only the batch's rows of a table) or adam (Keras').
@@ -133,6 +136,7 @@ class TrainingConfig(_Section):
     """
 
     global_batch_size: int = 4096
+    schedule: str = "epochs"
     epochs: int = 2
     max_steps: int = 0
     learning_rate: float = 5e-4
@@ -157,8 +161,9 @@ class DistributionConfig(_Section):
     """Where the replicas are.
 
     Attributes:
-      strategy: one_device, mirrored (all GPUs of this machine) or multi_worker (of the cluster in TF_CONFIG, or of the Slurm
-        step).
+      strategy: one_device, mirrored (all GPUs of this machine), multi_worker (of the cluster in TF_CONFIG, or of the Slurm
+        step) or parameter_server (of the cluster in TF_CONFIG; tables are split over its servers, and workers do not wait
+        for each other).
       start_seconds: Time that a worker waits for the others to start.
     """
 
@@ -236,6 +241,10 @@ def checked(config: Config) -> Config:
         )
     _require_one_of(config.data.nesting, NESTING_POLICIES, "data.nesting")
     _require_one_of(training.optimizer, OPTIMIZERS, "training.optimizer")
+    _require_one_of(training.schedule, SCHEDULES, "training.schedule")
+    for name, value in _ONE_PASS.items() if training.schedule == "by_day" else ():
+        expected = f"{value} with training.schedule=by_day, which reads each day once"
+        _require(getattr(training, name) == value, f"training.{name}", expected, getattr(training, name))
     _require_one_of(training.precision, PRECISIONS, "training.precision")
     _require_one_of(config.distribution.strategy, STRATEGIES, "distribution.strategy")
     for level, weight in training.loss_weights.items():
@@ -251,6 +260,7 @@ def checked(config: Config) -> Config:
 _POSITIVE = (
     *("global_batch_size", "epochs", "learning_rate", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"),
 )
+_ONE_PASS = {"epochs": 1, "early_stopping_epochs": 0, "reset_embeddings": False}
 
 
 def _sections(config: Config) -> list[tuple[str, Any]]:

@@ -10,12 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipeline import storage
+from hm3_tf import parameter_server
 from hm3_tf.cluster import await_workers, read_cluster, refuse_idle_cluster
 from hm3_tf.config import DistributionConfig
 from hm3_tf.errors import Hm3Error, LostWorkerError
 
 STOP, SAVE = range(2)
 _JOBS = ("chief", "worker")
+_OF_SEVERAL_PROCESSES = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.ParameterServerStrategy)
 _SHARED_FILE = "cluster"
 _SHARED_S = 10.0  # within which a shared file system shows a new file
 
@@ -24,19 +26,21 @@ def make_strategy(config: DistributionConfig) -> tf.distribute.Strategy:
     """Returns the strategy of a run.
 
     Args:
-      config: Its `strategy` is `one_device`, `mirrored` (all GPUs of this machine) or `multi_worker` (of the cluster in
-        TF_CONFIG, or else of the Slurm step).
+      config: Its `strategy` is `one_device`, `mirrored` (all GPUs of this machine), `multi_worker` (of the cluster in
+        TF_CONFIG, or else of the Slurm step) or, in the chief, `parameter_server` (of the cluster in TF_CONFIG).
 
     Returns:
       The strategy.
 
     Raises:
-      Hm3Error: `multi_worker` without a usable TF_CONFIG or Slurm step, or its port is taken.
+      Hm3Error: There is no usable cluster for a strategy of several processes, or its port is taken.
       LostWorkerError: A worker did not come.
     """
     if config.strategy == "multi_worker":
         await_workers(read_cluster(), config.start_seconds)
         return tf.distribute.MultiWorkerMirroredStrategy()
+    if config.strategy == "parameter_server":
+        return parameter_server.connect(config)
     refuse_idle_cluster(config.strategy)
     if config.strategy == "mirrored":
         return tf.distribute.MirroredStrategy()
@@ -134,15 +138,17 @@ class Agreement:
 
 
 def check_shared(strategy: tf.distribute.Strategy, workdir: str) -> None:
-    """Checks that all workers see one directory under a path.
+    """Checks that all workers, or the servers and their chief, see one directory under a path.
 
     Args:
       strategy: The strategy.
       workdir: The path; made if need be.
 
     Raises:
-      Hm3Error: A worker sees another one; raised on all of them.
+      Hm3Error: One of them sees another one; raised on all workers.
     """
+    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        _check_shared_with_servers(workdir)
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
     this = input_context(strategy).input_pipeline_id
@@ -162,6 +168,27 @@ def check_shared(strategy: tf.distribute.Strategy, workdir: str) -> None:
         raise Hm3Error(
             f"{workdir}: expected a directory that all workers share, but workers {others} do not see what worker 0 wrote "
             "into it; use a shared file system, or a remote path"
+        )
+
+
+def _check_shared_with_servers(workdir: str) -> None:
+    """Checks that the servers, which write their parts of each checkpoint, see the chief's directory.
+
+    Raises:
+      Hm3Error: One does not.
+    """
+    path, text = storage.join(workdir, _SHARED_FILE), uuid.uuid4().hex
+    storage.make_folder(workdir)
+    storage.write_text(path, text)
+    start, others = time.monotonic(), parameter_server.servers_without(path, text)
+    while others and time.monotonic() - start < _SHARED_S:
+        time.sleep(0.2)
+        others = parameter_server.servers_without(path, text)
+    tf.io.gfile.remove(path)
+    if others:
+        raise Hm3Error(
+            f"{workdir}: expected a directory that the chief and all servers share, but servers {others} do not see what the "
+            "chief wrote into it; use a shared file system, or a remote path"
         )
 
 
@@ -205,7 +232,7 @@ def explained_losses(strategy: tf.distribute.Strategy, workdir: str) -> Iterator
         tf.errors.DeadlineExceededError,
         tf.errors.InternalError,
     ) as error:
-        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        if not isinstance(strategy, _OF_SEVERAL_PROCESSES):
             raise
         raise LostWorkerError(
             f"{workdir}: expected an answer of all workers, got {type(error).__name__}: {error.message.splitlines()[0]}; see "

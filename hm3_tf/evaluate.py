@@ -1,5 +1,6 @@
 """A model over a split, and its figures."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -120,6 +121,13 @@ class Evaluator:
             return pairs, fingerprint(groups, salt="groups")
 
         self._predict = predict
+
+    def on(self, index: SplitIndex) -> "Evaluator":
+        """Returns an evaluator of other rows of the same log; it shares the compiled model."""
+        other = copy.copy(self)
+        other._reader = dataclasses.replace(self._reader, index=index)
+        other.__dict__.pop("_dataset", None)
+        return other
 
     def __call__(self) -> dict[str, Any]:
         """Returns the figures of `metrics.json` less its split: `rows`, `pctr`, `pcvr`, `pctcvr`, `levels`.

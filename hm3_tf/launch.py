@@ -1,4 +1,4 @@
-"""The workers of a run as processes of this machine, restarted together when one of them is lost."""
+"""The processes of a run on this machine, restarted together when one of them is lost, or alone where that is enough."""
 
 import contextlib
 import glob
@@ -25,16 +25,18 @@ _SAVED_S = 60.0  # for all to write a checkpoint and end when told to
 _FINAL = (Hm3Error.status, UsageError.status)  # what the next start would end with too
 
 
-def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> None:
+def launch(arguments: Sequence[str], workers: int, max_restarts: int, servers: int = 0) -> None:
     """Runs `hm3 train` in several processes of this machine until it has ended well.
 
     Each line of the workers is printed with the worker's number. GPUs are shared out equally. When a worker is lost, all
-    others are ended and all are started again: they go on from the latest checkpoint.
+    others are ended and all are started again: they go on from the latest checkpoint. With servers there is a chief too, and a
+    worker that is lost is started again alone, while the others go on.
 
     Args:
       arguments: Of the command: `train --config=...`.
-      workers: Number of processes.
-      max_restarts: Times that all are started again at most.
+      workers: Number of processes that train.
+      max_restarts: Times that all, or one alone, are started again at most.
+      servers: Number of processes that hold the tables (parameter servers), or 0 for none.
 
     Raises:
       UsageError: The GPUs of this machine cannot be shared out equally.
@@ -43,52 +45,54 @@ def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> None:
       PreemptionError: A worker, or this process, was told to end (SIGTERM), and a checkpoint is written.
     """
     devices = _devices_of(workers)
+    restarts = 0
     with told_to_end() as told:
-        for start in range(max_restarts + 1):
-            group = _Group(arguments, workers, devices)
+        while restarts <= max_restarts:
+            group = _Group(arguments, workers, servers, devices, max_restarts - restarts)
             with group:
-                statuses = dict(enumerate(group.wait(told)))
+                statuses = dict(zip(group.names, group.wait(told)))
             if not any(statuses.values()):
                 return
             raise_final(statuses, told.is_set())
             failed = named_failures(statuses)
-            _LOGGER.warning("lost workers, ended: %s (start %d of %d)", failed, start + 1, max_restarts + 1)
+            restarts += group.restarts + 1
+            _LOGGER.warning("lost workers, ended: %s (start %d of %d)", failed, restarts, max_restarts + 1)
     raise LostWorkerError(
         f"hm3 launch: expected the workers to end well within {max_restarts} restarts, ended: {failed}; see what they said "
         "above; the same command goes on from the latest checkpoint"
     )
 
 
-def worker_arguments(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments of each worker of a command `train --config=...`."""
-    return [*arguments, "--config.distribution.strategy=multi_worker"]
+def worker_arguments(arguments: Sequence[str], strategy: str) -> list[str]:
+    """Returns the arguments of each process of a command `train --config=...`."""
+    return [*arguments, f"--config.distribution.strategy={strategy}"]
 
 
-def named_failures(statuses: Mapping[int, int]) -> str:
+def named_failures(statuses: Mapping[str, int]) -> str:
     """Returns which workers failed and how, in words.
 
     Args:
-      statuses: {worker: its status, or minus the number of the signal that ended it}.
+      statuses: {"worker 0": its status, or minus the number of the signal that ended it}.
     """
-    return ", ".join(f"worker {i} with {_words(s)}" for i, s in sorted(statuses.items()) if s)
+    return ", ".join(f"{name} with {_words(s)}" for name, s in sorted(statuses.items()) if s)
 
 
 def _words(status: int) -> str:
     return f"status {status}" if status > 0 else signal.Signals(-status).name
 
 
-def is_final(statuses: Mapping[int, int], told: bool) -> bool:
+def is_final(statuses: Mapping[str, int], told: bool) -> bool:
     """Whether workers that did not all end well are not to be started again.
 
     Args:
-      statuses: {worker: its status, or minus the number of the signal that ended it}.
+      statuses: {"worker 0": its status, or minus the number of the signal that ended it}.
       told: Whether the launcher was told to end.
     """
     found = set(statuses.values())
     return told or PreemptionError.status in found or found <= {0, *_FINAL}
 
 
-def raise_final(statuses: Mapping[int, int], told: bool) -> None:
+def raise_final(statuses: Mapping[str, int], told: bool) -> None:
     """Ends a launch whose workers did not all end well, if they are not to be started again; arguments as of `is_final`.
 
     Raises:
@@ -147,51 +151,69 @@ def _free_ports(count: int) -> list[int]:
 
 
 class _Group:
-    """The workers of one start; none of them is left when the block ends, however it does.
+    """The processes of one start; none of them is left when the block ends, however it does.
 
     Args:
       arguments: Of the command.
-      workers: Number of processes.
-      devices: The CUDA_VISIBLE_DEVICES of each, or None.
+      workers: Number of processes that train.
+      servers: Number of parameter servers.
+      devices: The CUDA_VISIBLE_DEVICES of each worker, or None.
+      max_restarts: Times that workers are started again alone at most; only those of servers can be.
+
+    Attributes:
+      names: What messages call each process.
+      restarts: Times that workers were started again alone.
     """
 
-    def __init__(self, arguments: Sequence[str], workers: int, devices: Sequence[str] | None) -> None:
-        addresses = tuple(f"{_HOST}:{port}" for port in _free_ports(workers))
-        self._environments = []
-        for index in range(workers):
-            own = {**Cluster(addresses, index).environment, "PYTHONUNBUFFERED": "1"}
-            if devices:
-                own["CUDA_VISIBLE_DEVICES"] = devices[index]
-            self._environments.append({**os.environ, **own})
-        self._command = [*_PROGRAM, *worker_arguments(arguments)]
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        workers: int,
+        servers: int,
+        devices: Sequence[str] | None,
+        max_restarts: int,
+    ) -> None:
+        self._command = [*_PROGRAM, *worker_arguments(arguments, "parameter_server" if servers else "multi_worker")]
+        addresses = tuple(f"{_HOST}:{port}" for port in _free_ports(workers + servers + bool(servers)))
+        self._tasks = [Cluster(addresses, index, servers) for index in range(len(addresses))]
+        self._devices, self._max_restarts, self.restarts = devices, max_restarts, 0
+        self.names = [task.name for task in self._tasks]
         self._processes: list[subprocess.Popen[str]] = []
         self._printers: list[threading.Thread] = []
 
     def __enter__(self) -> "_Group":
-        for index, environment in enumerate(self._environments):
-            process = subprocess.Popen(
-                self._command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # Ctrl-C comes to this process alone, which ends them in order
-            )
-            self._processes.append(process)
-            self._printers.append(threading.Thread(target=_print_lines, args=(process, f"[worker {index}] ")))
-            self._printers[-1].start()
+        for task in self._tasks:
+            self._processes.append(self._start(task))
         return self
+
+    def _start(self, task: Cluster) -> subprocess.Popen[str]:
+        own = {**task.environment, "PYTHONUNBUFFERED": "1"}
+        if self._devices:
+            job, index = task.task
+            own["CUDA_VISIBLE_DEVICES"] = self._devices[index] if job == "worker" else "-1"
+        process = subprocess.Popen(
+            self._command,
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C comes to this process alone, which ends them in order
+        )
+        self._printers.append(threading.Thread(target=_print_lines, args=(process, f"[{task.name}] ")))
+        self._printers[-1].start()
+        return process
 
     def __exit__(self, *_: object) -> None:
         self._signal(signal.SIGKILL)
-        for process, printer in zip(self._processes, self._printers):
+        for process in self._processes:
             process.wait()
+        for printer in self._printers:
             printer.join()
 
     def wait(self, told: threading.Event) -> list[int]:
-        """Waits until all have ended, and ends those that go on after one has failed.
+        """Waits until all have ended, or the chief of servers has, and ends those that go on after one has failed.
 
         Args:
           told: Set when all are to write a checkpoint and end.
@@ -200,7 +222,7 @@ class _Group:
           The status of each that ended by itself, minus the number of the signal that ended it; 0 for one that was ended here.
         """
         while self._running() and not self._failed() and not told.wait(_LOOK_S):
-            pass
+            self._restart_workers()
         if told.is_set():
             self._signal(signal.SIGTERM)
         self._wait_for(_SAVED_S if told.is_set() or PreemptionError.status in self._statuses() else _OTHERS_END_S)
@@ -210,10 +232,26 @@ class _Group:
         return [process.poll() for process in self._processes]
 
     def _running(self) -> bool:
-        return None in self._statuses()
+        statuses = self._statuses()
+        return statuses[0] is None if self._tasks[0].servers else None in statuses
 
     def _failed(self) -> bool:
-        return any(self._statuses())
+        return any(status for i, status in enumerate(self._statuses()) if not self._can_restart(i))
+
+    def _can_restart(self, i: int) -> bool:
+        """Whether a process, if it is lost, is started again while the others go on."""
+        alone = self._tasks[i].servers and self._tasks[i].task[0] == "worker"
+        return bool(alone) and self.restarts < self._max_restarts and self._processes[i].poll() not in _FINAL
+
+    def _restart_workers(self) -> None:
+        for i, status in enumerate(self._statuses()):
+            if status and self._can_restart(i):
+                self.restarts += 1
+                _LOGGER.warning(
+                    "lost %s, ended with %s (restart %d of %d)",
+                    *(self.names[i], _words(status), self.restarts, self._max_restarts),
+                )
+                self._processes[i] = self._start(self._tasks[i])
 
     def _wait_for(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -57,7 +57,7 @@ def launch_on_ray(
             ray.get_runtime_context().get_node_id(), soft=False
         )
         desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
-        job = _Job((*_PROGRAM, *worker_arguments(arguments)), os.getcwd(), workers, desk)
+        job = _Job((*_PROGRAM, *worker_arguments(arguments, "multi_worker")), os.getcwd(), workers, desk)
         trainer = _trainer(ray, job, max_restarts, workdir)
         outcome: futures.Future[None] = futures.Future()
         # In a thread of its own, where Ray Train leaves Ctrl-C to this one.
@@ -155,7 +155,7 @@ class Desk:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._signal = 0
-        self._statuses: dict[tuple[str, ...], dict[int, int]] = {}
+        self._statuses: dict[tuple[str, ...], dict[str, int]] = {}
 
     def begin(self, start: tuple[str, ...]) -> None:
         """Notes that a start has begun, and says of all but the first why."""
@@ -178,15 +178,15 @@ class Desk:
         """Has the processes that train sent a signal."""
         self._signal = number
 
-    def end(self, start: tuple[str, ...], worker: int, status: int) -> None:
+    def end(self, start: tuple[str, ...], worker: str, status: int) -> None:
         """Notes with which status a worker's process ended; minus the number of the signal that ended it."""
         self._statuses[start][worker] = status
 
-    def look(self, start: tuple[str, ...]) -> tuple[int, dict[int, int]]:
+    def look(self, start: tuple[str, ...]) -> tuple[int, dict[str, int]]:
         """Returns the signal, 0 for none, and {worker: status} of those that have ended."""
         return self._signal, self._statuses[start]
 
-    def last(self) -> dict[int, int]:
+    def last(self) -> dict[str, int]:
         """Returns {worker: status} of the last start."""
         return next(reversed(self._statuses.values()), {})
 
@@ -202,7 +202,7 @@ def _work(config: Mapping[str, _Job]) -> None:
     job, cluster = config["job"], read_cluster()
     start, desk = cluster.addresses, job.desk
 
-    def look() -> tuple[int, dict[int, int]]:
+    def look() -> tuple[int, dict[str, int]]:
         return ray.get(desk.look.remote(start))
 
     desk.begin.remote(start)
@@ -222,7 +222,7 @@ def _work(config: Mapping[str, _Job]) -> None:
         message = f"{error.filename}: expected the directory of hm3 launch on every machine, found none"
         desk.say.remote(f"[worker {cluster.index}] hm3: error: {message}\n")
         status, patience, told = Hm3Error.status, _OTHERS_END_S, 0
-    ray.get(desk.end.remote(start, cluster.index, status))
+    ray.get(desk.end.remote(start, cluster.name, status))
     if not status:
         return
     end = time.monotonic() + patience + _REPORTED_S

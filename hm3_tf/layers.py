@@ -23,14 +23,14 @@ def gather_rows(variable: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
     copies it (2.17 and 2.21: only plain variables have a sparse read). The replica's own part of it is a plain one.
 
     Args:
-      variable: [rows of it, ...].
+      variable: [rows of it, ...]; may be split over servers.
       rows: int32, any shape.
 
     Returns:
       [*shape of `rows`, ...].
     """
     own = variable._get() if hasattr(variable, "_get") else variable
-    return tf.gather(own, rows)
+    return tf.nn.embedding_lookup(own, rows)
 
 
 class HashedEmbeddings(keras.layers.Layer):

@@ -23,12 +23,12 @@ class MetricsLog:
 
     def __init__(self, run: Workdir, step: int, epoch: int) -> None:
         self._path = run.file(METRICS_FILE)
-        self._ends: set[int] = set()
+        self._kept: set[tuple[str, int]] = set()
         if tf.io.gfile.exists(self._path):
             *lines, _ = storage.read_text(self._path, "").split("\n")  # what follows the last end of a line is torn
             kept = [figures for figures in map(json.loads, lines) if self._is_past(figures, step, epoch)]
             storage.write_text(self._path, "".join(f"{json.dumps(figures)}\n" for figures in kept))
-            self._ends = {figures["step"] for figures in kept if "epoch_end" in figures}
+            self._kept = {(name, figures["step"]) for figures in kept for name in figures}
         with storage.explained(run.path):
             self._board = Board(run.file("tensorboard"))
             self._board.write_config(run.config, run.path)
@@ -37,9 +37,9 @@ class MetricsLog:
     def _is_past(figures: dict[str, Any], step: int, epoch: int) -> bool:
         return figures["step"] <= step and not (figures.get("epoch_end") and figures["epoch"] >= epoch)
 
-    def has_end(self, step: int) -> bool:
-        """Whether an earlier process wrote the line of the end of an epoch, or of training, after `step` steps."""
-        return step in self._ends
+    def has(self, name: str, step: int) -> bool:
+        """Whether an earlier process wrote a line with figures of this name after `step` steps."""
+        return (name, step) in self._kept
 
     def write(self, figures: dict[str, Any]) -> None:
         """Adds a line of figures, one of which is `step`."""

@@ -49,6 +49,10 @@ class LossMeter(keras.metrics.Metric):
         """Returns the mean loss of the rows since the last reset: float64 scalar, nats an impression."""
         return tf.math.divide_no_nan(self.sums[0], self.sums[-1])
 
+    def rows(self, since: tf.Tensor) -> float:
+        """Returns the number of rows (sum of weights) since an earlier value of `sums`."""
+        return float(self.sums[-1] - since[-1])
+
     def means(self, since: tf.Tensor) -> dict[str, float]:
         """Returns the means over the rows since an earlier value of `sums`: {"loss" or part: nats an impression}."""
         difference = (self.sums.read_value() - since).numpy()

@@ -31,8 +31,10 @@ from hm3_tf.errors import ConfigError, Hm3Error, PreemptionError
 from hm3_tf.evaluate import Evaluator, evaluation_reader, split_reader
 from hm3_tf.export import check_export
 from hm3_tf.metrics_log import MetricsLog
+from hm3_tf.parameter_server import Scheduler, serve_chief, serves_chief
 from hm3_tf.preemption import Termination
 from hm3_tf.progress import Progress
+from hm3_tf.tables import metrics_table
 from hm3_tf.workdir import Workdir, claim_workdir, lock
 
 _LOGGER = logging.getLogger(__name__)
@@ -80,14 +82,22 @@ class Trainer(keras.callbacks.Callback):
         self._saved_at = time.monotonic()  # the latest checkpoint
         self._timer = self._epoch_start = (0.0, 0)  # when and after how many steps the last interval and epoch ended
         self._config = run.config.training
-        self._reader = training_reader(run, data.split("train"))
-        check_same(strategy, self._reader.index.fingerprint, data.path)
-        workers = input_context(strategy).num_input_pipelines
-        self._epoch_steps = self._reader.steps(self._config.global_batch_size, workers)
+        index = data.split("train")
+        check_same(strategy, index.fingerprint, data.path)
+        parts = index.by_day() if self._config.schedule == "by_day" else {"": index}
+        self._days = [*parts]
+        self._readers = [training_reader(run, part) for part in parts.values()]
+        self._workers = input_context(strategy).num_input_pipelines
         with strategy.scope():
             self._model = run.build_model()
             self._model.optimizer.build(self._model.network.trainable_variables)
         self._model.agreement = self._agreement = Agreement(strategy)
+        of_servers = isinstance(strategy, tf.distribute.ParameterServerStrategy)
+        self._scheduler = Scheduler(self._model, strategy) if of_servers else None
+        self._day_evaluator: Evaluator | None = None
+        if self._config.schedule == "by_day":
+            reader = evaluation_reader(run, self._readers[0].index)
+            self._day_evaluator = Evaluator(self._model, run.config, reader, strategy)
         self._evaluator: Evaluator | None = None
         if data.has_split("validation"):
             reader = evaluation_reader(run, data.split("validation"))
@@ -98,11 +108,8 @@ class Trainer(keras.callbacks.Callback):
             )
             raise ConfigError(f"training.{field}: expected a validation split to {purpose}, found none in {data.path}")
         self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
-        lanes = lane_count(self._config.global_batch_size, workers)
-        order = {
-            "log": self._reader.index.fingerprint,
-            "lanes": lanes,
-        }  # what a step reads depends on them and the seed
+        lanes = lane_count(self._config.global_batch_size, self._workers)
+        order = {"log": index.fingerprint, "lanes": lanes}  # what a step reads depends on them and the seed
         self._order = {name: tf.Variable(value, dtype=tf.int64, name=name) for name, value in order.items()}
         self._best = {"value": tf.Variable(-math.inf, dtype=tf.float64), "epoch": tf.Variable(0, dtype=tf.int64)}
         sums = self._model.loss_meter.sums
@@ -127,6 +134,9 @@ class Trainer(keras.callbacks.Callback):
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
             self._sums_before = self._epoch_sums.read_value()
             _LOGGER.info("resuming at step %d from %s", self._at("step"), self._latest.latest_checkpoint)
+        elif run.warm_start:
+            run.warm_start.load(self._model)
+            _LOGGER.info("starting from step %d of %s", run.warm_start.step, run.warm_start.workdir)
 
     def _refuse_other_order(self, order: dict[str, int]) -> None:
         """Refuses to resume on another log, or within an epoch whose steps would have other rows."""
@@ -176,6 +186,8 @@ class Trainer(keras.callbacks.Callback):
         if self._at("step") and (self._is_between_epochs or self._has_all_steps):
             figures = self._validate()  # again: what followed the checkpoint, which is written before, is lost
         while not self._is_finished():
+            if self._day_evaluator and self._is_between_epochs:
+                self._evaluate_day(self._day_evaluator.on(self._reader.index))
             self._train_epoch()
             self._save()
             figures = self._validate()
@@ -191,19 +203,37 @@ class Trainer(keras.callbacks.Callback):
     def _has_all_steps(self) -> bool:
         return bool(self._config.max_steps) and self._at("step") >= self._config.max_steps
 
+    @property
+    def _reader(self) -> Reader:
+        """Of the rows of this epoch: all, or those of a day."""
+        return self._readers[self._at("epoch") % len(self._readers)]
+
+    @property
+    def _epoch_steps(self) -> int:
+        return self._reader.steps(self._config.global_batch_size, self._workers)
+
     def _plan_exchange(self) -> None:
         """Chooses how gradients of tables cross, by the first batch of a replica of the first worker: all choose alike."""
-        workers, replicas = input_context(self._strategy).num_input_pipelines, self._strategy.num_replicas_in_sync
+        workers, replicas = self._workers, self._strategy.num_replicas_in_sync
+        first = tf.distribute.InputContext(workers, 0, replicas)
         with explained_read_errors(self._reader.index), self._strategy.scope():
-            features, *_ = next(iter(self._batches(tf.distribute.InputContext(workers, 0, replicas), epoch=0, start=0)))
+            features, *_ = next(iter(self._batches(self._readers[0], first, epoch=0, start=0)))
             self._model.plan_exchange(features)
 
-    def _batches(self, context: tf.distribute.InputContext, epoch: int, start: int) -> tf.data.Dataset:
-        return self._reader.training_dataset(
+    def _batches(
+        self,
+        reader: Reader,
+        context: tf.distribute.InputContext,
+        epoch: int,
+        start: int | tf.Tensor,
+        steps: tf.Tensor | None = None,
+    ) -> tf.data.Dataset:
+        return reader.training_dataset(
             self._config.global_batch_size,
             seed=self._config.seed,
             epoch=epoch,
             start_step=start,
+            steps=steps,
             input_context=context,
             window_rows=self._run.config.data.shuffle_rows,
         )
@@ -211,7 +241,16 @@ class Trainer(keras.callbacks.Callback):
     def _is_finished(self) -> bool:
         patience = self._config.early_stopping_epochs
         stale = bool(patience) and self._at("epoch") - int(self._best["epoch"].numpy()) >= patience
-        return stale or self._has_all_steps or self._at("epoch") >= self._config.epochs
+        return stale or self._has_all_steps or self._at("epoch") >= self._config.epochs * len(self._readers)
+
+    def _evaluate_day(self, evaluator: Evaluator) -> None:
+        """Evaluates the day that comes next, before anything is trained on it."""
+        day, step = self._days[self._at("epoch")], self._at("step")
+        with self._termination.ends_at_once(self._preempted()):
+            figures = evaluator()
+        if self._log and not self._log.has("progressive", step):
+            self._log.write({"step": step, "epoch": self._at("epoch"), "day": day, "progressive": figures})
+            _LOGGER.info("before training on it: %s", metrics_table({"split": day, **figures}))
 
     def _train_epoch(self) -> None:
         config, epoch, start = self._config, self._at("epoch"), self._at("epoch_step")
@@ -232,15 +271,19 @@ class Trainer(keras.callbacks.Callback):
         Raises:
           PreemptionError: A worker was told to end before the last of them; a checkpoint is written.
         """
-        config = self._config
-        dataset = self._strategy.distribute_datasets_from_function(lambda context: self._batches(context, epoch, start))
-        title = f"epoch {epoch + 1} of {config.epochs}"
+        title = self._days[epoch] if self._day_evaluator else f"epoch {epoch + 1} of {self._config.epochs}"
         progress = Progress(title, self._epoch_steps, "steps", done=start)
         with progress as self._progress, explained_read_errors(self._reader.index):
             self._since = tf.zeros_like(self._sums_before)
             self._sums_before = self._epoch_sums.read_value() if start else self._since
             self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
-            self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
+            if self._scheduler:
+                self._schedule_steps(self._scheduler, epoch, start, start + count)
+            else:
+                dataset = self._strategy.distribute_datasets_from_function(
+                    lambda context: self._batches(self._reader, context, epoch, start)
+                )
+                self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
         taken = self._at("step") - self._epoch_start[1]
         if taken < count and self._agreement.heard()[STOP]:
             self._save()
@@ -248,7 +291,33 @@ class Trainer(keras.callbacks.Callback):
         if taken != count:
             raise Hm3Error(f"training: expected {count} steps of epoch {epoch + 1}, but the data ended after {taken}")
 
+    def _schedule_steps(self, scheduler: Scheduler, epoch: int, start: int, end: int) -> None:
+        """Has the workers take the steps of an epoch from `start` to `end`; none is under way when a checkpoint is written."""
+        every = self._config.checkpoint_every_steps
+        length = self._reader.window_steps(self._config.global_batch_size, self._run.config.data.shuffle_rows)
+        alone = tf.distribute.InputContext()  # a step is one worker's: all of its rows
+        take_stretch = scheduler.stretch_of(
+            lambda first, steps: self._batches(self._reader, alone, epoch, first, steps)
+        )
+        self._model.reset_metrics()
+        while start < end and not self._agreement.heard()[STOP]:
+            next_save = start + every - self._at("step") % every
+            for steps in scheduler.take(take_stretch, start, min(end, next_save), length, self._is_asked):
+                self._advance(steps)
+            start = self._at("epoch_step")
+            if start < end and not self._agreement.heard()[STOP]:
+                self._save()
+
+    def _is_asked(self) -> bool:
+        """Whether the steps are to pause: for a checkpoint by the clock, or for good."""
+        self._ask()
+        return any(self._agreement.heard())
+
     def _preempted(self) -> str:
+        if not self._at("step"):
+            return (
+                f"{self._run.path}: told to end (SIGTERM) before the first step; the same command starts the run again"
+            )
         return (
             f"{self._run.path}: told to end (SIGTERM) at step {self._at('step')}, whose checkpoint is written; the same "
             "command goes on from it"
@@ -256,6 +325,9 @@ class Trainer(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Tells all workers when this one was told to end, or has a checkpoint to write."""
+        self._ask()
+
+    def _ask(self) -> None:
         if self._termination.asked:
             self._agreement.ask(STOP)
         minutes = self._config.checkpoint_every_minutes
@@ -264,12 +336,8 @@ class Trainer(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and saves at their intervals."""
-        self._position["step"].assign_add(1)
-        self._position["epoch_step"].assign_add(1)
-        self._progress.advance(1)
+        self._advance(1)
         step = self._at("step")
-        if step % self._config.log_every_steps == 0:
-            self._log_interval()
         if step == self._last_step:  # saved when the position is that of the next epoch
             return
         heard = self._agreement.heard()
@@ -277,6 +345,14 @@ class Trainer(keras.callbacks.Callback):
             self._model.stop_training = True
         elif heard[SAVE] or step % self._config.checkpoint_every_steps == 0:
             self._save()
+
+    def _advance(self, steps: int) -> None:
+        """Goes on by steps that were taken; logs if an interval ended with one of them."""
+        for name in ("step", "epoch_step"):
+            self._position[name].assign_add(steps)
+        self._progress.advance(steps)
+        if self._at("step") % self._config.log_every_steps < steps:
+            self._log_interval()
 
     def _interval_figures(self) -> dict[str, Any]:
         """Returns figures of the steps since the last call.
@@ -321,7 +397,8 @@ class Trainer(keras.callbacks.Callback):
 
     def _log_interval(self) -> None:
         """Logs what is not logged yet, so that no checkpoint is written after a loss that is not finite."""
-        if self._timer[1] < self._at("step"):
+        has_losses = self._model.loss_meter.rows(self._since) > 0  # else workers ahead put them into the line before
+        if self._timer[1] < self._at("step") and has_losses:
             self._write(self._interval_figures())
 
     def _validate(self) -> dict[str, Any]:
@@ -352,7 +429,7 @@ class Trainer(keras.callbacks.Callback):
 
     def _write_end(self, line: dict[str, Any]) -> None:
         """Writes the line of an end, and its curves, unless the process that was here before did."""
-        if self._log is None or self._log.has_end(line["step"]):
+        if self._log is None or self._log.has("epoch_end", line["step"]):
             return
         self._log.write(line)
         if self._evaluator:
@@ -372,13 +449,21 @@ class Trainer(keras.callbacks.Callback):
             layer.reset()
 
 
-def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
+def open_trainer(
+    config: Config,
+    data_dir: str,
+    workdir: str,
+    warm_start_from: str | None = None,
+    warm_start_optimizer: str = "keep",
+) -> Trainer:
     """Returns the trainer of a run, ready to start or to resume.
 
     Args:
       config: The run's config.
       data_dir: The data folder.
       workdir: The run's directory; one that holds a run of the same config is resumed.
+      warm_start_from: Directory of an earlier run from whose latest model the run starts, or None.
+      warm_start_optimizer: Whether the state of its optimizer goes on too: `keep` or `reset`.
 
     Returns:
       The trainer.
@@ -391,25 +476,39 @@ def open_trainer(config: Config, data_dir: str, workdir: str) -> Trainer:
     chief = input_context(strategy).input_pipeline_id == 0
     keras.utils.set_random_seed(config.training.seed)
     data = DataFolder.open(data_dir)
-    run = claim_workdir(workdir, config, data)
+    run = claim_workdir(workdir, config, data, warm_start_from, warm_start_optimizer)
     check_shared(strategy, workdir)
     if chief:
         check_export(run)
     return Trainer(run, data, strategy, chief)
 
 
-def train_and_evaluate(config: Config, data_dir: str, workdir: str) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Config,
+    data_dir: str,
+    workdir: str,
+    warm_start_from: str | None = None,
+    warm_start_optimizer: str = "keep",
+) -> dict[str, Any] | None:
     """Trains a run and evaluates it on validation after each epoch.
 
     Args:
       config: The run's config.
       data_dir: The data folder.
       workdir: The run's directory; one that holds a run of the same config is resumed.
+      warm_start_from: Directory of an earlier run from whose latest model the run starts, or None.
+      warm_start_optimizer: Whether the state of its optimizer goes on too: `keep` or `reset`.
 
     Returns:
-      Figures of the last validation, see `Evaluator`; empty without a validation split.
+      Figures of the last validation, see `Evaluator`; empty without a validation split. None in a worker or server that only
+      did as the chief said.
 
     Raises:
       Hm3Error: As `open_trainer`, or the training went wrong.
     """
-    return open_trainer(config, data_dir, workdir).train()
+    if serves_chief(config.distribution):
+        for path in (data_dir, workdir):  # which this process reads and writes for the chief
+            storage.open_file_system(path)
+        serve_chief(config.distribution)
+        return None
+    return open_trainer(config, data_dir, workdir, warm_start_from, warm_start_optimizer).train()

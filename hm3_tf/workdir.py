@@ -18,6 +18,7 @@ from hm3_tf import config as configs
 from hm3_tf.config import Config
 from hm3_tf.errors import DataError, Hm3Error
 from hm3_tf.model import ConversionModel, build_model
+from hm3_tf.warm_start import WarmStart, check_same_network
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -40,8 +41,10 @@ class Workdir:
       path: The directory.
       config: The run's config.
       schema: Schema of the log it trains on.
-      train: Statistics of the training split.
+      train: Statistics that its network is built from: those of the earlier run if there is one; else of the training split,
+        or of the first day alone where each day is evaluated before it is trained on.
       data_dir: The data folder it trains on, as an absolute path.
+      warm_start: The earlier run whose model it started from, or None.
     """
 
     path: str
@@ -49,6 +52,7 @@ class Workdir:
     schema: schemas.Schema
     train: stats.SplitStatistics
     data_dir: str
+    warm_start: WarmStart | None = None
 
     def file(self, *names: str) -> str:
         """Returns the path of something in the directory."""
@@ -63,12 +67,29 @@ class Workdir:
         versions = {"hm3_tf": __version__, "tensorflow": tf.__version__}
         storage.write_text(self.file(SCHEMA_FILE), schemas.to_json(self.schema))
         storage.write_text(self.file(STATISTICS_FILE), stats.to_json({"train": self.train}))
-        storage.write_text(self.file(RUN_FILE), json.dumps({"data_dir": self.data_dir, "versions": versions}, indent=1))
+        origin = {"warm_start": dataclasses.asdict(self.warm_start)} if self.warm_start else {}
+        about = {"data_dir": self.data_dir, **origin, "versions": versions}
+        storage.write_text(self.file(RUN_FILE), json.dumps(about, indent=1))
         storage.write_text(self.file(CONFIG_FILE), configs.to_json(self.config))
 
     def build_model(self) -> ConversionModel:
         """Returns the run's model, with new weights."""
         return build_model(self.config, self.schema, self.train)
+
+    def latest_step(self) -> int:
+        """Returns the steps after which the run's latest checkpoint was written.
+
+        Raises:
+          Hm3Error: The run has no checkpoint.
+        """
+        return int(self._checkpoint(self.file("checkpoints")).rsplit("-", 1)[-1])
+
+    def _checkpoint(self, *folders: str) -> str:
+        """Returns the path of the latest checkpoint in the first of the folders that has one."""
+        found = [latest for latest in map(tf.train.latest_checkpoint, folders) if latest]
+        if not found:
+            raise Hm3Error(f"{self.path}: expected a checkpoint, found none; run hm3 train on this workdir first")
+        return found[0]
 
     def trained_model(self) -> ConversionModel:
         """Returns the run's model with its best weights: best on validation, else the latest.
@@ -76,11 +97,7 @@ class Workdir:
         Raises:
           Hm3Error: The run has no checkpoint.
         """
-        found = tf.train.latest_checkpoint(self.file("checkpoints", "best")) or tf.train.latest_checkpoint(
-            self.file("checkpoints")
-        )
-        if found is None:
-            raise Hm3Error(f"{self.path}: expected a checkpoint, found none; run hm3 train on this workdir first")
+        found = self._checkpoint(self.file("checkpoints", "best"), self.file("checkpoints"))
         model = self.build_model()
         tf.train.Checkpoint(network=model.network).restore(found).assert_existing_objects_matched().expect_partial()
         return model
@@ -137,32 +154,66 @@ def open_workdir(path: str) -> Workdir:
     splits = stats.from_json(texts[STATISTICS_FILE], levels, storage.join(path, STATISTICS_FILE))
     config = configs.from_json(texts[CONFIG_FILE], storage.join(path, CONFIG_FILE))
     try:
-        return Workdir(path, config, schema, splits["train"], json.loads(texts[RUN_FILE])["data_dir"])
+        about = json.loads(texts[RUN_FILE])
+        warm_start = WarmStart(**about["warm_start"]) if "warm_start" in about else None
+        return Workdir(path, config, schema, splits["train"], about["data_dir"], warm_start)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: expected the files of a run, got {error!r} in {RUN_FILE}; {remedy}") from error
 
 
-def claim_workdir(path: str, config: Config, data: DataFolder) -> Workdir:
+def claim_workdir(
+    path: str, config: Config, data: DataFolder, warm_start_from: str | None = None, warm_start_optimizer: str = "keep"
+) -> Workdir:
     """Returns the directory of a run that starts or resumes; nothing is written before `Workdir.write`.
 
     Args:
       path: Its path; made if need be.
       config: The run's config.
       data: The log it trains on.
+      warm_start_from: Directory of an earlier run from whose latest model it starts, or None.
+      warm_start_optimizer: Whether the state of its optimizer goes on too: `keep` or `reset`.
 
     Returns:
       The directory.
 
     Raises:
-      Hm3Error: The directory holds a run of another config or another log.
+      Hm3Error: The directory holds a run of another config, another log or another start, or the earlier run has no
+        checkpoint.
+      ConfigError: The model is not that of the earlier run, or `warm_start_optimizer` is neither.
     """
     storage.open_file_system(path)
-    data_dir = data.path if storage.is_remote(data.path) else os.path.abspath(data.path)
+    data_dir, earlier_dir = _absolute(data.path), warm_start_from and _absolute(warm_start_from)
     if tf.io.gfile.exists(storage.join(path, CONFIG_FILE)):
         before = open_workdir(path)
         _refuse_other_run(before, config, data)
+        _refuse_other_start(before, earlier_dir, warm_start_optimizer)
         return dataclasses.replace(before, config=config, data_dir=data_dir)
-    return Workdir(path, config, data.schema, data.statistics()["train"], data_dir)
+    if not earlier_dir:
+        return Workdir(path, config, data.schema, _first_statistics(config, data), data_dir)
+    earlier = open_workdir(earlier_dir)
+    check_same_network(config, data.schema, earlier.config, earlier.schema, earlier_dir)
+    warm_start = WarmStart(earlier_dir, earlier.latest_step(), warm_start_optimizer)
+    return Workdir(path, config, data.schema, earlier.train, data_dir, warm_start)
+
+
+def _first_statistics(config: Config, data: DataFolder) -> stats.SplitStatistics:
+    if config.training.schedule == "by_day":
+        return data.count(next(iter(data.split("train").by_day().values())))
+    return data.statistics()["train"]
+
+
+def _absolute(path: str) -> str:
+    return path.rstrip("/") if storage.is_remote(path) else os.path.abspath(path)
+
+
+def _refuse_other_start(before: Workdir, earlier_dir: str | None, optimizer: str) -> None:
+    old = before.warm_start and (before.warm_start.workdir, before.warm_start.optimizer)
+    new = (earlier_dir, optimizer) if earlier_dir else None
+    if new != old:
+        raise Hm3Error(
+            f"{before.path}: expected the --warm_start_from and --warm_start_optimizer of the run it holds ({old}), got {new}; "
+            "use another --workdir, or remove this one to start anew"
+        )
 
 
 def _refuse_other_run(before: Workdir, config: Config, data: DataFolder) -> None:

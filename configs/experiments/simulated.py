@@ -169,9 +169,17 @@ def paper() -> Plan:
         [*methods, "AUX", *map(edge, chains)], volumes, ranked, "BASE",
         relative=True, published=PAPER_GAINS,
     )  # fmt: skip
-    slopes = {f"{figure}.{name}": f"{figure} of {name}" for figure in ("slope", "excess") for name in EDGE_TRUTHS}
-    tables["edges"] = Table("Slope of each edge's log-odds, 1 where it is known.", ["HM3", post_click("HM3"), edge("HM3")],
-                            volumes, slopes, digits=2)  # fmt: skip
+    for name, figure, title, digits in (
+        ("edges", "slope", "Slope of each edge's log-odds, 1 where it is known.", 2),
+        (
+            "edges_excess",
+            "excess",
+            "Cross-entropy of each edge above that of the truth, nats a row that reaches it.",
+            4,
+        ),
+    ):
+        columns = {f"{figure}.{each}": each for each in EDGE_TRUTHS}
+        tables[name] = Table(title, ["HM3", post_click("HM3"), edge("HM3")], volumes[-1:], columns, digits=digits)
     plots = {
         "auc_by_volume": Lines(
             "CVR AUC less that of BASE", [*methods[1:], edge("HM3")], dict(zip(volumes, VOLUMES)), SOFT["CVR"],

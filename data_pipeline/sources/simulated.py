@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.convert import SplitRule, threshold_rule
+from data_pipeline.convert import DayRule, SplitRule, threshold_rule
 from data_pipeline.records import ARROW_TYPES
 from data_pipeline.schema import Column, Schema
 from data_pipeline.simulate import DAYS, SimulatedLog
 from data_pipeline.sources.base import SourceBatch
+
+FIRST_DAY = np.datetime64("2022-05-01")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,3 +56,8 @@ def _to_arrow(column: Column, values: Any) -> pa.Array:
 def day_split() -> SplitRule:
     """Returns the rule that keeps the last day for test and the day before it for validation."""
     return threshold_rule("day", DAYS - 2, DAYS - 1)
+
+
+def dated_days() -> DayRule:
+    """Returns the rule that gives the days of the log dates, from `FIRST_DAY` on."""
+    return lambda rows: FIRST_DAY + rows.column("day").to_numpy()

@@ -95,11 +95,16 @@ def check_runs(runs: Sequence[Workdir], same_log: bool) -> None:
         if path in seen:
             raise ConfigError(f"--workdir: expected each run once, got {run.path} again; name others, or leave it out")
         seen.add(path)
-        if same_log and (run.schema, run.train) != (first.schema, first.train):
+        if same_log and _log_of(run) != _log_of(first):
             raise ConfigError(
                 f"--workdir: expected runs trained on one log, but {run.path} was trained on {run.data_dir} and {first.path} "
-                f"on {first.data_dir}, whose schema or statistics differ; name the log to evaluate on with --data_dir"
+                f"on {first.data_dir}; name the log to evaluate on with --data_dir"
             )
+
+
+def _log_of(run: Workdir) -> tuple:
+    """Returns what tells one log from another; statistics that came from an earlier run say nothing of this one's."""
+    return run.schema, run.train, run.data_dir if run.warm_start else None
 
 
 def gather(runs: Sequence[Workdir], index: SplitIndex, split: str, slices: Sequence[str]) -> Report:

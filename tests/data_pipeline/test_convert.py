@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from data_pipeline import schema as schemas
-from data_pipeline.convert import fraction_rule, parse_split, threshold_rule
+from data_pipeline.convert import SPLITS, day_rule, fraction_rule, parse_split, threshold_rule
 from data_pipeline.folder import DataFolder
 from data_pipeline.records import RECORD_FORMATS
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
@@ -211,6 +211,21 @@ def test_a_date_split_writes_each_row_to_its_split(tmp_path):
         expected = [FIRST_ID + i for i in range(300) if EXPECTED[i % 5] == code]
         assert read_stored(tmp_path / "out" / name, COLUMNS)["row_id"].tolist() == expected
         assert statistics[name].rows == len(expected)
+
+
+def test_the_days_of_a_log_name_the_shards_of_each_split(tmp_path):
+    rows = make_rows(300) | {"date": [int(DAYS[i % 5].replace("-", "")) for i in range(300)]}
+    convert_rows(tmp_path / "out", rows, split="date:2022-05-02,2022-05-03", days=day_rule("date"))
+    names = {name: sorted(path.name for path in (tmp_path / "out" / name).glob("*.tfrecord")) for name in SPLITS}
+    assert names["train"] == ["2022-04-30-00000.tfrecord", "2022-05-01-00000.tfrecord"]
+    assert names["validation"] == ["2022-05-02-00000.tfrecord"]
+    stored = read_stored(tmp_path / "out" / "train", COLUMNS)["row_id"].tolist()
+    assert stored == [FIRST_ID + i for i in (*range(4, 300, 5), *range(0, 300, 5))]
+
+
+def test_a_log_without_days_cannot_have_a_shard_for_each(tmp_path):
+    message = error_of(tmp_path / "out", make_rows(5) | {"data": DAYS}, days=day_rule("date"))
+    assert "--shard_by_day: expected the column 'date' to split by, found none; did you mean 'data'?" in message
 
 
 def test_a_split_by_equal_dates_has_no_validation():

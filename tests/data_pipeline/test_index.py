@@ -209,3 +209,29 @@ def test_row_records_among_packed_ones_are_named_by_file(written, tmp_path):
     folder = shutil.copytree(written["packed"], tmp_path / "mixed")
     file = write_records(str(folder / "part-00002.tfrecord"), [example(id=1)])
     assert error_of(without_index(folder)).startswith(f"{file}: ")
+
+
+def dated(tmp_path, days):
+    """Returns the index of a folder with two shards of a day, of 100 and 7 rows in blocks of 50, in the order given."""
+    for i, day in enumerate(days):
+        rows = [list(range(100)), list(range(7))][days[:i].count(day)]
+        write_index(tmp_path / str(i), {"id": rows}, columns=ID, block_rows=50)
+        os.rename(tmp_path / str(i) / "0.tfrecord", tmp_path / f"log-{day}-{i}.tfrecord")
+    return load_index(str(tmp_path))
+
+
+def test_the_parts_of_days_are_in_order_and_have_every_block_once(tmp_path):
+    index = dated(tmp_path, ["2022-05-02", "2021-12-31", "2022-05-02", "2022-01-10"])
+    parts = index.by_day()
+    assert list(parts) == ["2021-12-31", "2022-01-10", "2022-05-02"]
+    assert [part.blocks[:, 3].tolist() for part in parts.values()] == [[50, 50], [50, 50], [50, 50, 7]]
+    found = sorted(tuple(block) for part in parts.values() for block in part.blocks)
+    assert found == sorted(tuple(block) for block in index.blocks)
+    for day, part in parts.items():
+        assert all(day in part.files[shard] for shard in part.blocks[:, 0])
+
+
+def test_a_shard_without_a_date_is_named_where_days_are_asked_for(tmp_path):
+    index = dated(tmp_path, ["2022-05-02", "20220503"])
+    with pytest.raises(DataError, match=r"log-20220503-1.tfrecord: expected a date in the name of each shard, as 2022"):
+        index.by_day()

@@ -4,6 +4,7 @@ Plans of epochs are cheap, so the exactness of a plan is a property over hundred
 read for real.
 """
 
+import operator
 import shutil
 
 import numpy as np
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 from data_pipeline.hashing import network_inputs
 from data_pipeline.index import load_index
+from data_pipeline.inputs import select_features
 from data_pipeline.read import WINDOW_ROWS, Reader, lane_count, plan_epoch
 from data_pipeline.schema import Column, Hashing, Level, Schema
+from data_pipeline.statistics import no_statistics
 from hm3_tf.errors import ConfigError
 from tests.data_pipeline.conftest import (
     COLUMNS,
@@ -325,6 +328,26 @@ def test_an_epoch_resumes_at_any_step_as_if_it_had_not_stopped(many_blocks, epoc
     assert_same_batches(elements(dataset), epoch_in_windows[start:])
 
 
+@pytest.mark.parametrize("stretches", [[10], [4, 4, 2], [3, 7], [1] * 10])
+def test_stretches_of_an_epoch_are_the_epoch(many_blocks, epoch_in_windows, stretches):
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int64)] * 2)
+    def read(start, steps):  # as a worker of servers does
+        options = {"seed": 0, "epoch": 0, "window_rows": 128, "start_step": start, "steps": steps}
+        dataset = many_blocks.training_dataset(64, **options)
+        return dataset.batch(steps).get_single_element()
+
+    starts = np.cumsum([0, *stretches[:-1]])
+    parts = [read(tf.constant(start), tf.constant(steps, tf.int64)) for start, steps in zip(starts, stretches)]
+    found = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    batches = [tf.nest.map_structure(operator.itemgetter(i), found) for i in range(10)]
+    assert_same_batches(batches, epoch_in_windows)
+
+
+@pytest.mark.parametrize("rows, steps", [(128, 2), (191, 2), (1, 1)])
+def test_a_window_is_whole_steps(many_blocks, rows, steps):
+    assert many_blocks.window_steps(64, window_rows=rows) == steps
+
+
 def test_a_worker_resumes_at_its_step(many_blocks):
     options = {"seed": 0, "epoch": 0, "input_context": context(1, 2), "window_rows": 192}
     whole = elements(many_blocks.training_dataset(64, **options))
@@ -525,9 +548,20 @@ def test_the_columns_of_a_shuffled_row_stay_together(small_log, shuffled):
     for inputs, labels, weights, carried in shuffled:
         numbers = carried["row_id"] - FIRST_ID
         present = weights > 0
-        np.testing.assert_array_equal(inputs["vector"][:, 0], numbers)
+        np.testing.assert_array_equal(inputs["vector"][present, 0], numbers[present])
         np.testing.assert_array_equal(weights[present], np.float32(rows["importance"])[numbers[present]])
         np.testing.assert_array_equal(labels["purchase"], np.float32(labels_of(rows)["purchase"])[numbers])
+
+
+def test_rows_that_fill_a_batch_up_have_no_ids(tmp_path):
+    """Else they would touch embeddings, other ones on other numbers of workers."""
+    schema = Schema((*ID_COLUMNS, Column("item", "int64", hashing=Hashing(8))), ID_SCHEMA.levels)
+    write_records(f"{tmp_path}/a.tfrecord", [example(click=1, item=i) for i in range(5)])
+    features = select_features(schema, no_statistics(schema), names=("item",), default_dim=1, dims={}, buckets={})
+    reader = Reader(load_index(str(tmp_path)), schema, features)
+    (batch,) = elements(reader.training_dataset(8, seed=0, epoch=0))
+    assert (batch[0]["item"][batch[2] > 0] > 0).all() and not batch[0]["item"][batch[2] == 0].any()
+    assert (batch[2] > 0).sum() == 5
 
 
 @pytest.mark.parametrize("dtype, weight", [("float", 0.5), ("int64", 2)])

@@ -88,3 +88,18 @@ def test_all_columns_of_a_log_are_stored(tmp_path):
 def test_an_unknown_record_format_is_refused_with_a_hint():
     with pytest.raises(ConfigError, match="--record_format: expected one of .*, got 'rows'; did you mean 'row'"):
         check_record_format("rows")
+
+
+@pytest.mark.parametrize("record_format", RECORD_FORMATS)
+def test_each_day_has_shards_of_its_own_in_the_order_of_the_days(tmp_path, record_format):
+    writer = SplitWriter(str(tmp_path), ID, record_format, shard_rows=BLOCK_ROWS)
+    days = np.array(["2022-05-02", "2022-04-30", "2022-05-01"], "datetime64[D]")
+    for start in (0, 2_000, 4_000):
+        rows = np.arange(start, start + 2_000)
+        writer.write(to_batch({"id": rows.tolist()}, ID), days[rows % 3])
+    writer.close()
+    index = load_index(str(tmp_path))
+    names = [file.rsplit("/", 1)[1] for file in index.files]
+    assert names == [f"{day}-0000{i}.tfrecord" for day in ("2022-04-30", "2022-05-01", "2022-05-02") for i in range(2)]
+    expected = [row for day in (1, 2, 0) for row in range(day, 6_000, 3)]
+    assert read_stored(tmp_path, ID)["id"].tolist() == expected

@@ -200,6 +200,18 @@ def test_parquet_with_named_behaviors_converts_and_trains(command, tmp_path):
     assert "expected levels of the log, got 'd_mi'; did you mean 'd_ma'" in message
 
 
+def test_a_table_of_several_days_is_converted_with_shards_of_each(command, tmp_path):
+    days = ["2022-05-02", "2022-05-01", "2022-05-02"]
+    pq.write_table(
+        pa.table({"item": [1, 2, 3], "date": days, "click": [1, 0, 1], "buy": [0, 0, 1]}), tmp_path / "log.parquet"
+    )
+    where = [f"--input={tmp_path}/log.parquet", f"--output_dir={tmp_path}/data", "--split=fraction:1,0,0"]
+    status, output, _ = command("convert", "--source=parquet", *where, "--behaviors=click,buy", "--shard_by_day")
+    assert status == 0 and re.search(r"ignored +date \(string\)", output)
+    names = sorted(path.name for path in (tmp_path / "data" / "train").glob("*.tfrecord"))
+    assert names == ["2022-05-01-00000.tfrecord", "2022-05-02-00000.tfrecord"]
+
+
 # What goes wrong with a run: one line each, with what was expected, what came, where, and what to do.
 
 
@@ -220,6 +232,11 @@ def test_a_folder_without_a_log_is_named(command, tmp_path):
 def test_an_unknown_column_in_the_config_is_named(command, data, tmp_path):
     message = train(command, data.path, tmp_path / "run", "--config.model.features=('user_di',)")
     assert "model.features: expected a column of the schema, got 'user_di'; did you mean 'user_id'" in message
+
+
+def test_an_earlier_run_of_another_network_is_not_started_from(command, data, workdir, tmp_path):
+    message = train(command, data.path, tmp_path, f"--warm_start_from={workdir}", "--config.model.embedding_dim=5")
+    assert f"--warm_start_from: expected dim of 'position' as in {workdir} (4), got 5; train with that" in message
 
 
 @pytest.mark.parametrize(("column", "why"), [("cart", "is a label"), ("truth_pctr", "is the simulator's truth")])

@@ -1,6 +1,7 @@
 """Workers wait for each other at their addresses; TF_CONFIG itself is read in test_cli.py."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import socket
@@ -117,3 +118,65 @@ def test_the_environment_of_a_worker_is_read_as_that_worker(monkeypatch):
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     assert read_cluster() == cluster
+
+
+NAMES = "chief", "worker 0", "worker 1", "server 0", "server 1"
+OF_SERVERS = Cluster(("a:1", "b:2", "c:3", "d:4", "e:5"), 0, servers=2)
+
+
+@pytest.mark.parametrize("index, name", list(enumerate(NAMES)))
+def test_the_environment_of_each_process_with_servers_is_read_as_that_process(monkeypatch, index, name):
+    process = dataclasses.replace(OF_SERVERS, index=index)
+    monkeypatch.setenv("TF_CONFIG", process.environment["TF_CONFIG"])
+    assert read_cluster("parameter_server") == process
+    assert process.name == name
+
+
+@pytest.mark.parametrize(
+    "jobs, strategy, message",
+    [
+        (
+            {"chief": ["a:1"], "ps": ["b:2"]},
+            "parameter_server",
+            "expected one chief, and at least one worker and one ps",
+        ),
+        ({"chief": ["a:1"], "worker": ["b:2"]}, "parameter_server", "got {'chief': 1, 'worker': 1, 'ps': 0}"),
+        ({"chief": ["a:1", "f:6"], "worker": ["b:2"], "ps": ["c:3"]}, "parameter_server", "expected one chief"),
+        ({"chief": ["a:1"], "worker": ["b:2"], "ps": ["c:3"]}, "multi_worker", "expected no parameter servers"),
+    ],
+)
+def test_a_cluster_without_the_jobs_of_the_strategy_is_refused(monkeypatch, jobs, strategy, message):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": jobs, "task": {"type": "chief", "index": 0}}))
+    with pytest.raises(Hm3Error, match=message):
+        read_cluster(strategy)
+
+
+def with_servers(index: int, addresses: tuple[str, ...]) -> Cluster:
+    return Cluster(addresses, index, servers=1)
+
+
+def test_a_worker_of_servers_waits_for_the_chief_alone(served):
+    addresses = addresses_of(3)
+    with pytest.raises(LostWorkerError, match=f"worker 0: expected .* but chief .{addresses[0]}. did not answer"):
+        await_workers(with_servers(1, addresses), 1.0)
+    with clusters._listening(with_servers(0, addresses)):
+        await_workers(with_servers(1, addresses), PATIENCE_S)
+
+
+def test_a_chief_of_servers_waits_until_tensorflow_speaks_for_the_others(served):
+    addresses = addresses_of(3)
+    served(addresses[1], b"\x00\x00\x12\x04\x00\x00\x00\x00\x00")
+    expected = pytest.raises(LostWorkerError, match=f"but server 0 .{addresses[2]}. did not answer")
+    with clusters._listening(with_servers(2, addresses)), expected:
+        await_workers(with_servers(0, addresses), 1.0)
+
+
+def test_the_end_of_the_chief_is_when_nobody_answers_any_more(monkeypatch):
+    monkeypatch.setattr(clusters, "_CHIEF_SILENT_S", 0.1)
+    addresses = addresses_of(3)
+    with ThreadPoolExecutor(1) as pool:
+        with clusters._listening(with_servers(0, addresses)):
+            waiting = pool.submit(clusters.await_end_of_chief, with_servers(1, addresses))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1.5)
+        assert waiting.result(timeout=PATIENCE_S) is None

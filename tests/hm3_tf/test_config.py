@@ -245,6 +245,15 @@ def test_a_graph_of_ones_own_makes_a_method_under_any_name():
     assert config.method.levels == ("click", "apply", "approve")
 
 
+@pytest.mark.parametrize("field, value", [("epochs", 2), ("early_stopping_epochs", 1), ("reset_embeddings", True)])
+def test_a_run_by_day_reads_each_day_once(field, value):
+    checked(Config(training=TrainingConfig(schedule="by_day", epochs=1)))
+    training = TrainingConfig(**{"schedule": "by_day", "epochs": 1, field: value})
+    message = f"training.{field}: expected .* with training.schedule=by_day, which reads each day once, got {value}"
+    with pytest.raises(ConfigError, match=message):
+        checked(Config(training=training))
+
+
 EVERY_FIELD = Config(
     model=ModelConfig(
         method="loans",

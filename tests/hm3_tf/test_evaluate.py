@@ -175,6 +175,14 @@ def test_an_evaluator_sees_the_weights_of_the_moment(trained_run, data):
     assert evaluator()["pctr"]["log_loss"] > 2 * first["pctr"]["log_loss"]
 
 
+def test_an_evaluator_on_other_rows_has_their_figures_and_leaves_the_first_its_own(trained_run, data, truth):
+    reader = evaluation_reader(trained_run, data.split("validation"))
+    evaluator = Evaluator(trained_run.build_model(), trained_run.config, reader)
+    first = evaluator()
+    assert evaluator.on(data.split("test"))()["pctr"]["positives"] == truth["click"].sum() != first["pctr"]["positives"]
+    assert evaluator() == first
+
+
 @pytest.mark.parametrize("name", ["base", "esm2_mi"])
 def test_a_method_of_several_networks_or_merged_levels_has_the_same_targets(data, tmp_path, truth, name):
     config = tiny_config(name)

@@ -24,7 +24,8 @@ PROGRAM = """
     import json, os, pathlib, signal, sys, time
     folder = pathlib.Path(sys.argv[2])
     task = json.loads(os.environ["TF_CONFIG"])
-    index, cluster = task["task"]["index"], task["cluster"]["worker"]
+    index, cluster, job = task["task"]["index"], task["cluster"]["worker"], task["task"]["type"]
+    index = index if job == "worker" else f"{job}{index}"
     start = len(list(folder.glob(f"{index}-*")))
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     (folder / f"{index}-{start}").write_text(json.dumps([os.getpid(), cluster, sys.argv, devices]))
@@ -39,12 +40,12 @@ PROGRAM = """
 def workers(tmp_path, monkeypatch):
     """Returns a function that has workers run a program and returns its folder: a file `<index>-<start>` a process."""
 
-    def run(body: str, count: int = 2, max_restarts: int = 0) -> None:
+    def run(body: str, count: int = 2, max_restarts: int = 0, servers: int = 0) -> None:
         program = tmp_path / "program.py"
         program.write_text(textwrap.dedent(PROGRAM) + textwrap.dedent(body))
         monkeypatch.setattr(launcher, "_PROGRAM", (sys.executable, str(program)))
         monkeypatch.setattr(launcher, "_OTHERS_END_S", 0.5)
-        launch(["train", str(tmp_path), "--flag=a b"], count, max_restarts)
+        launch(["train", str(tmp_path), "--flag=a b"], count, max_restarts, servers)
 
     run.folder = tmp_path
     return run
@@ -117,6 +118,57 @@ def test_a_worker_told_to_end_ends_the_launch_with_a_status_of_its_own(workers):
         workers(body, max_restarts=3)
     assert error.value.status == 75
     assert (workers.folder / "saved-0").exists() and len(started(workers.folder)) == 2
+
+
+# The chief ends when all have come and a file is there; all others go on until they are ended.
+OF_SERVERS = f"""
+    if job == "chief":
+        count = sum(map(len, task["cluster"].values()))
+        while not ((folder / "done").exists() and len(list(folder.glob("*-0"))) == count): time.sleep(0.05)
+        sys.exit()
+    if job == "worker" and index == 1 and start == 1: (folder / "done").touch()
+    {{}}
+    time.sleep({PATIENCE_S})
+"""
+
+
+def starts(folder) -> list[str]:
+    return sorted(path.name for path in folder.glob("*-[0-9]"))
+
+
+ONCE = ["0-0", "1-0", "chief0-0", "ps0-0", "ps1-0"]
+
+
+@pytest.mark.parametrize("end", LOST)
+def test_a_worker_of_servers_starts_again_alone_and_the_chief_ends_all(workers, end):
+    workers(OF_SERVERS.format(f"if index == 1 and start == 0: {end}"), max_restarts=1, servers=2)
+    assert starts(workers.folder) == sorted([*ONCE, "1-1"])
+    assert not any(is_running(pid) for pid, *_ in started(workers.folder).values())
+
+
+@pytest.mark.parametrize("lost", ["ps", "chief"])
+def test_all_start_again_when_a_server_or_the_chief_is_lost(workers, lost):
+    others = "all((folder / f'{i}-0').exists() for i in range(2))"
+    end = f"""
+    if job == "{lost}" and start == 0:
+        while not {others}: time.sleep(0.05)
+        {LOST[0]}"""
+    workers(end + OF_SERVERS.format(""), max_restarts=1, servers=1)
+    assert {"0-1", "1-1", "chief0-1", "ps0-1"} >= set(starts(workers.folder)) - set(ONCE)
+    assert {"chief0-1", "1-1"} <= set(starts(workers.folder))
+
+
+def test_workers_of_servers_are_not_started_more_often_than_asked(workers):
+    with pytest.raises(LostWorkerError, match="within 1 restarts, ended: worker 0 with SIGKILL"):
+        workers(OF_SERVERS.format(f"if index == 0: {LOST[0]}"), max_restarts=1, servers=1)
+    assert "0-1" in starts(workers.folder) and "0-2" not in starts(workers.folder)
+
+
+def test_the_gpus_are_those_of_the_workers_alone(workers, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    workers(OF_SERVERS.format("if index == 0: (folder / 'done').touch()"), servers=1)
+    found = {name: json.loads((workers.folder / name).read_text())[3] for name in ("0-0", "1-0", "chief0-0", "ps0-0")}
+    assert found == {"0-0": "0", "1-0": "1", "chief0-0": "-1", "ps0-0": "-1"}
 
 
 LAUNCH = """

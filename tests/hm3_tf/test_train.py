@@ -11,17 +11,18 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data_pipeline.convert import convert
+from data_pipeline.convert import convert, threshold_rule
 from data_pipeline.folder import DataFolder
 from data_pipeline.simulate import SimulatedLog
-from data_pipeline.sources.simulated import SimulatedSource, day_split
+from data_pipeline.sources.simulated import SimulatedSource, dated_days, day_split
 from hm3_tf import train
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
-from hm3_tf.errors import ConfigError, Hm3Error, PreemptionError
+from hm3_tf.errors import ConfigError, DataError, Hm3Error, PreemptionError
+from hm3_tf.evaluate import evaluate_run
 from hm3_tf.model import ConversionModel
 from hm3_tf.train import open_trainer, train_and_evaluate
 from hm3_tf.workdir import claim_workdir, lock, open_workdir
-from tests.conftest import tiny_config
+from tests.conftest import LOG, tiny_config
 
 STEPS = 9  # an epoch: 4,286 rows in batches of 512
 
@@ -359,3 +360,90 @@ def test_an_epoch_does_not_resume_with_workers_that_read_other_rows(data, tmp_pa
         Hm3Error, match="expected to resume epoch 1 with a number of workers that reads 8 lanes, got one that"
     ):
         train_and_evaluate(tiny_config(epochs=2), data.path, str(tmp_path))
+
+
+# Day by day: 858, 857 and 857 rows in batches of 512
+
+DAYS = ["2022-05-01", "2022-05-02", "2022-05-03"]
+
+
+def by_day(**training):
+    return tiny_config("esmm", schedule="by_day", epochs=1, log_every_steps=1, **training)
+
+
+@pytest.fixture(scope="module")
+def dated(tmp_path_factory):
+    """A log with a shard a day and no validation split; the third day is a split of its own too."""
+    path = tmp_path_factory.mktemp("dated") / "data"
+    convert(SimulatedSource(LOG), str(path), threshold_rule("day", 3, 3), days=dated_days())
+    (path / "third").mkdir()
+    shutil.copy(path / "train" / f"{DAYS[2]}-00000.tfrecord", path / "third")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def each_day(dated, tmp_path_factory):
+    """An uninterrupted run by day, and its final weights."""
+    workdir = tmp_path_factory.mktemp("each_day")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "check_export", lambda run: None)
+        trainer = open_trainer(by_day(), dated, str(workdir))
+        trainer.train()
+    return workdir, trainer.model.network.get_weights()
+
+
+def of_days(workdir) -> list[tuple]:
+    return [(line["step"], line["day"], line["progressive"]) for line in lines(workdir) if "progressive" in line]
+
+
+def check_figures(found, expected):
+    assert found["rows"] == expected["rows"]
+    for target in ("pctr", "pctcvr"):
+        for name in ("positives", "auc", "log_loss", "pcoc", "bayes_auc"):
+            assert found[target][name] == pytest.approx(expected[target][name], rel=1e-4), (target, name)
+
+
+def check_goes_on_as(trainer, workdir, each_day):
+    trainer.train()
+    assert [line[:2] for line in of_days(workdir)] == [line[:2] for line in of_days(each_day[0])]
+    for (*_, found), (*_, expected) in zip(of_days(workdir), of_days(each_day[0])):
+        check_figures(found, expected)
+    for resumed, uninterrupted in zip(trainer.model.network.get_weights(), each_day[1]):
+        np.testing.assert_allclose(resumed, uninterrupted, atol=1e-6)
+
+
+def test_each_day_is_evaluated_and_then_trained_on(each_day):
+    workdir, _ = each_day
+    assert [line[:2] for line in of_days(workdir)] == [(0, DAYS[0]), (2, DAYS[1]), (4, DAYS[2])]
+    assert [figures["rows"] for *_, figures in of_days(workdir)] == [858, 857, 857]
+    kinds = [line.get("day", "end" if "epoch_end" in line else line["step"]) for line in lines(workdir)]
+    assert kinds == [DAYS[0], 1, 2, "end", DAYS[1], 3, 4, "end", DAYS[2], 5, 6, "end"]
+    assert (
+        open_workdir(str(workdir)).train.rows == 858
+    )  # of the first day: what is known of no day comes from later ones
+
+
+def test_a_run_by_day_resumes_within_a_day_without_evaluating_it(dated, each_day, tmp_path):
+    train_and_evaluate(by_day(max_steps=3), dated, str(tmp_path))
+    assert [day for _, day, _ in of_days(tmp_path)] == DAYS[:2]
+    check_goes_on_as(open_trainer(by_day(), dated, str(tmp_path)), tmp_path, each_day)
+
+
+def test_a_day_has_the_figures_of_the_model_before_it_also_where_a_run_died_in_between(dated, each_day, tmp_path):
+    fit = train.Trainer._fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "_fit", lambda self, epoch, *a: fit(self, epoch, *a) if epoch < 2 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_and_evaluate(by_day(), dated, str(tmp_path))
+    run = open_workdir(str(tmp_path))
+    assert run.latest_step() == 4
+    until_then = evaluate_run(run, DataFolder.open(dated).split("third"), "third")
+    check_figures(of_days(tmp_path)[2][2], until_then)
+    check_goes_on_as(open_trainer(by_day(), dated, str(tmp_path)), tmp_path, each_day)
+
+
+def test_shards_without_days_cannot_be_trained_on_by_day(data, tmp_path):
+    with pytest.raises(
+        DataError, match="part-00000.tfrecord: expected a date in the name of each shard, as 2022-05-01-"
+    ):
+        train_and_evaluate(by_day(), data.path, str(tmp_path))
