@@ -3,12 +3,11 @@
 python benchmarks/chaos.py [--engine=local|ray] [--kills=20] [--workers=2] [--seed=0]
 
 Each kill is a `kill -9` of a worker drawn at random, the chief among them: at a step drawn at random, while the next checkpoint
-after it is being written, or while the workers start. Printed are the kills, the largest difference of a weight at the end, and
-whether the log has each step once.
+after it is being written, or while the workers start. Printed are the kills and the largest difference of a weight at the end,
+where a row that was trained twice or never would show. Status 1 where it is above 1e-6.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import random
@@ -84,32 +83,44 @@ def last_step(workdir: pathlib.Path) -> int:
     return 0
 
 
-def has_come(moment: str, step: int, workdir: pathlib.Path) -> bool:
-    """Whether it is time to kill."""
-    if moment == "start" or last_step(workdir) < step:
-        return moment == "start"
-    writing = moment == "step" or any("_temp" in entry.name for entry in os.scandir(workdir / "checkpoints"))
-    return bool(writing)
+def being_written(workdir: pathlib.Path) -> set[str]:
+    """Returns the checkpoints that are being written, and those that a kill left half-written."""
+    with contextlib.suppress(FileNotFoundError):
+        return {entry.name for entry in os.scandir(workdir / "checkpoints") if "_temp" in entry.name}
+    return set()
 
 
-def torment(process: subprocess.Popen, workdir: pathlib.Path) -> list[str]:
-    """Kills workers until all kills are done; returns what was killed when."""
+def wait_for(moment: str, step: int, process: subprocess.Popen, workdir: pathlib.Path) -> list[int]:
+    """Waits until it is time to kill; returns the ids of the workers."""
+    left = being_written(workdir)
+    while process.poll() is None:
+        workers = workers_of(process)
+        if not workers or (moment != "start" and last_step(workdir) < step):
+            time.sleep(0.001)
+            continue
+        end = time.monotonic() + 0.5  # then the workers are looked for again
+        while moment == "checkpoint" and not being_written(workdir) - left and time.monotonic() < end:
+            pass
+        if moment != "checkpoint" or being_written(workdir) - left:
+            return workers
+    raise RuntimeError(f"the launch ended with status {process.returncode} before all kills")
+
+
+def torment(process: subprocess.Popen, workdir: pathlib.Path) -> None:
+    """Kills workers until all kills are done, and prints what was killed when."""
     generator = random.Random(_SEED.value)
-    kills: list[str] = []
     for step in sorted(generator.sample(range(1, STEPS - BATCH // 16), _KILLS.value)):
         moment = generator.choice(MOMENTS)
         time.sleep(generator.uniform(0, 10) if moment == "start" else 0)
-        while not (has_come(moment, step, workdir) and (workers := workers_of(process))):
-            if process.poll() is not None:
-                raise RuntimeError(f"the launch ended with status {process.returncode} after kills {kills}")
-            time.sleep(0.001)
+        left = being_written(workdir)
+        workers = wait_for(moment, step, process, workdir)
         victim = generator.choice(workers)
-        os.kill(victim, signal.SIGKILL)
-        kills.append(f"{moment}: one of {len(workers)} workers at step {last_step(workdir)}")
-        print(kills[-1], flush=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        half = "; a checkpoint was half-written" if being_written(workdir) - left else ""
+        print(f"{moment}: one of {len(workers)} workers at step {last_step(workdir)}{half}", flush=True)
         while victim in workers_of(process):
             time.sleep(0.01)
-    return kills
 
 
 def latest_weights(workdir: pathlib.Path) -> list[np.ndarray]:
@@ -130,15 +141,14 @@ def main(_: list[str]) -> None:
             assert process.wait() == 0, (folder / "whole.log").read_text()[-3000:]
         start = time.monotonic()
         with launched(data, folder / "killed") as process:
-            kills = torment(process, folder / "killed")
+            torment(process, folder / "killed")
             assert process.wait() == 0, (folder / "killed.log").read_text()[-3000:]
         pairs = zip(latest_weights(folder / "whole"), latest_weights(folder / "killed"), strict=True)
         largest = max(float(np.abs(whole - killed).max()) for whole, killed in pairs)
-        lines = map(json.loads, (folder / "killed" / "metrics.jsonl").read_text().splitlines())
-        steps = [line["step"] for line in lines if "epoch_end" not in line]
-        print(f"{len(kills)} kills in {time.monotonic() - start:.0f} s; {STEPS} steps")
+        print(f"{_KILLS.value} kills in {time.monotonic() - start:.0f} s; {STEPS} steps")
         print(f"largest difference of a weight from the run without kills: {largest:.1e}")
-        print(f"each step once in the log: {steps == list(range(1, STEPS + 1))}")
+        if largest > 1e-6:
+            raise SystemExit(1)
     finally:
         shutil.rmtree(folder)
 

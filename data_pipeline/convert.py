@@ -257,6 +257,7 @@ def write_splits(
     Raises:
       DataError: As `convert`.
     """
+    storage.open_file_system(folder)
     schema = source.schema
     splits = {
         part: _Split(

@@ -108,6 +108,7 @@ def read_cluster(strategy: str = "multi_worker") -> Cluster:
         if not host or not port.isdigit() or not 0 < int(port) < 2**16:
             raise Hm3Error(f"TF_CONFIG: expected addresses as host:port, got {address!r}; {_REMEDY}")
     _check_jobs(config["cluster"], strategy)
+    os.environ.update(cluster.environment)  # a chief is worker 0: all name the jobs alike, and greet alike
     return cluster
 
 
@@ -305,4 +306,6 @@ def _is_there(address: str, cluster: Cluster) -> bool:
             f"TF_CONFIG: expected the same cluster on all workers, but that of {_named({address}, cluster)} differs from "
             f"that of this one, {list(cluster.addresses)}; {_REMEDY}"
         )
+    if not answer:  # a proxy, or another program
+        return False
     return not answer.startswith(_GREETING) or not (cluster.servers and cluster.index == 0)

@@ -1,6 +1,7 @@
 """Replicas: the strategy of a run, and what its workers tell each other."""
 
 import contextlib
+import hashlib
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from hm3_tf.errors import Hm3Error, LostWorkerError
 
 STOP, SAVE = range(2)
 _JOBS = ("chief", "worker")
-_OF_SEVERAL_PROCESSES = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.ParameterServerStrategy)
+_OF_SEVERAL_PROCESSES = ("multi_worker", "parameter_server")
 _SHARED_FILE = "cluster"
 _SHARED_S = 10.0  # within which a shared file system shows a new file
 
@@ -192,32 +193,33 @@ def _check_shared_with_servers(workdir: str) -> None:
         )
 
 
-def check_same(strategy: tf.distribute.Strategy, fingerprint: int, data_dir: str) -> None:
-    """Checks that all workers read one log.
+def check_same(strategy: tf.distribute.Strategy, text: str, what: str) -> None:
+    """Checks that something is the same on all workers.
 
     Args:
       strategy: The strategy.
-      fingerprint: That of this worker's log, an int64.
-      data_dir: Where it lies.
+      text: It, on this worker.
+      what: What it is.
 
     Raises:
-      Hm3Error: A worker reads another one; raised on all of them.
+      Hm3Error: It is not; raised on all of them.
     """
-    found = gather(strategy, np.array([fingerprint]))
+    digest = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.int64)
+    found = gather(strategy, digest)
     others = [worker for worker, each in enumerate(found) if each != found[0]]
     if others:
         raise Hm3Error(
-            f"{data_dir}: expected one log on all workers, but workers {others} read shards of other sizes than worker 0; "
-            "give all of them the same data folder"
+            f"expected the same {what} on all workers, but that of workers {others} differs from that of worker 0; give all of "
+            "them the same flags, files and folders"
         )
 
 
 @contextlib.contextmanager
-def explained_losses(strategy: tf.distribute.Strategy, workdir: str) -> Iterator[None]:
+def explained_losses(strategy: str, workdir: str) -> Iterator[None]:
     """Turns the failure of an exchange with the other workers within the block into one line.
 
     Args:
-      strategy: The strategy.
+      strategy: Name of the strategy.
       workdir: Where the run is.
 
     Raises:
@@ -232,8 +234,9 @@ def explained_losses(strategy: tf.distribute.Strategy, workdir: str) -> Iterator
         tf.errors.DeadlineExceededError,
         tf.errors.InternalError,
     ) as error:
-        if not isinstance(strategy, _OF_SEVERAL_PROCESSES):
-            raise
+        alone = strategy not in _OF_SEVERAL_PROCESSES
+        if alone or (isinstance(error, tf.errors.InternalError) and "ollective" not in error.message):
+            raise  # not of an exchange
         raise LostWorkerError(
             f"{workdir}: expected an answer of all workers, got {type(error).__name__}: {error.message.splitlines()[0]}; see "
             "which of them ended first and why; the same command on all workers goes on from the latest checkpoint"

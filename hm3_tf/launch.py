@@ -17,11 +17,11 @@ from hm3_tf.cluster import Cluster
 from hm3_tf.errors import Hm3Error, LostWorkerError, PreemptionError, UsageError
 
 _LOGGER = logging.getLogger(__name__)
-_PROGRAM = (sys.executable, "-m", "hm3_tf")
+_PROGRAM = (sys.executable, "-m", "hm3_tf.launched")
 _HOST = "127.0.0.1"
 _LOOK_S = 0.2
 _OTHERS_END_S = 10.0  # for the others to end by themselves when one has failed
-_SAVED_S = 60.0  # for all to write a checkpoint and end when told to
+_SAVED_S = 300.0  # for all to write a checkpoint and end when told to
 _FINAL = (Hm3Error.status, UsageError.status)  # what the next start would end with too
 
 
@@ -88,8 +88,9 @@ def is_final(statuses: Mapping[str, int], told: bool) -> bool:
       statuses: {"worker 0": its status, or minus the number of the signal that ended it}.
       told: Whether the launcher was told to end.
     """
-    found = set(statuses.values())
-    return told or PreemptionError.status in found or found <= {0, *_FINAL}
+    found = statuses.values()
+    killed = any(status < 0 for status in found)
+    return told or PreemptionError.status in found or (not killed and any(status in _FINAL for status in found))
 
 
 def raise_final(statuses: Mapping[str, int], told: bool) -> None:
@@ -109,17 +110,18 @@ def raise_final(statuses: Mapping[str, int], told: bool) -> None:
 
 @contextlib.contextmanager
 def told_to_end() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets within the block."""
+    """Yields an event that SIGTERM, or the end of the terminal, sets within the block."""
     told = threading.Event()
 
     def note(_number: int, _frame: FrameType | None) -> None:
         told.set()
 
-    before = signal.signal(signal.SIGTERM, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _devices_of(workers: int) -> list[str] | None:
@@ -129,7 +131,7 @@ def _devices_of(workers: int) -> list[str] | None:
       UsageError: The GPUs cannot be shared out equally.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = [path.removeprefix("/dev/nvidia") for path in sorted(glob.glob("/dev/nvidia[0-9]*"))]
+    found = [str(index) for index in range(len(glob.glob("/dev/nvidia[0-9]*")))]  # CUDA counts those that it sees
     devices = found if named is None else [name for name in named.split(",") if name not in ("", "-1")]
     if not devices:
         return None
@@ -182,8 +184,12 @@ class _Group:
         self._printers: list[threading.Thread] = []
 
     def __enter__(self) -> "_Group":
-        for task in self._tasks:
-            self._processes.append(self._start(task))
+        try:
+            for task in self._tasks:
+                self._processes.append(self._start(task))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def _start(self, task: Cluster) -> subprocess.Popen[str]:
@@ -194,7 +200,7 @@ class _Group:
         process = subprocess.Popen(
             self._command,
             env={**os.environ, **own},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # whose end tells the process that this one is gone, however that ended
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -208,7 +214,7 @@ class _Group:
     def __exit__(self, *_: object) -> None:
         self._signal(signal.SIGKILL)
         for process in self._processes:
-            process.wait()
+            _reap(process)
         for printer in self._printers:
             printer.join()
 
@@ -219,14 +225,16 @@ class _Group:
           told: Set when all are to write a checkpoint and end.
 
         Returns:
-          The status of each that ended by itself, minus the number of the signal that ended it; 0 for one that was ended here.
+          The status of each, minus the number of the signal that ended it; 0 for one that goes on though another has failed.
         """
         while self._running() and not self._failed() and not told.wait(_LOOK_S):
             self._restart_workers()
         if told.is_set():
             self._signal(signal.SIGTERM)
-        self._wait_for(_SAVED_S if told.is_set() or PreemptionError.status in self._statuses() else _OTHERS_END_S)
-        return [status or 0 for status in self._statuses()]
+        saves = told.is_set() or PreemptionError.status in self._statuses()
+        self._wait_for(_SAVED_S if saves else _OTHERS_END_S)
+        unsaved = -signal.SIGKILL if saves and self._running() else 0
+        return [unsaved if status is None else status for status in self._statuses()]
 
     def _statuses(self) -> list[int | None]:
         return [process.poll() for process in self._processes]
@@ -251,6 +259,8 @@ class _Group:
                     "lost %s, ended with %s (restart %d of %d)",
                     *(self.names[i], _words(status), self.restarts, self._max_restarts),
                 )
+                self._signal(signal.SIGKILL, self._processes[i])  # what it started
+                _reap(self._processes[i])
                 self._processes[i] = self._start(self._tasks[i])
 
     def _wait_for(self, seconds: float) -> None:
@@ -258,10 +268,17 @@ class _Group:
         while self._running() and time.monotonic() < end:
             time.sleep(_LOOK_S)
 
-    def _signal(self, number: int) -> None:
-        for process in self._processes:
+    def _signal(self, number: int, *processes: subprocess.Popen[str]) -> None:
+        """Signals processes, all by default, and what they started."""
+        for process in processes or self._processes:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)  # what a worker started too
+                os.killpg(process.pid, number)
+
+
+def _reap(process: subprocess.Popen[str]) -> None:
+    process.wait()
+    if process.stdin:
+        process.stdin.close()
 
 
 def _print_lines(process: subprocess.Popen[str], prefix: str) -> None:

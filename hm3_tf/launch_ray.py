@@ -27,7 +27,7 @@ _LOGGER = logging.getLogger(__name__)
 _PROGRAM = ("-m", "hm3_tf.launched")
 _LOOK_S = 0.2
 _OTHERS_END_S = 10.0  # for the others to end by themselves when one has failed
-_SAVED_S = 60.0  # for all to write a checkpoint and end when told to
+_SAVED_S = 300.0  # for all to write a checkpoint and end when told to
 _REPORTED_S = 5.0  # more, for the last of them to say how it ended
 
 
@@ -217,7 +217,8 @@ def _work(config: Mapping[str, _Job]) -> None:
             saves = told or PreemptionError.status in (*ended.values(), process.status)
             patience = _SAVED_S if saves else _OTHERS_END_S
             process.wait(patience)
-            status = process.status or 0  # 0 of one that is ended here
+            unsaved = -signal.SIGKILL if saves else 0  # of one that is ended here
+            status = unsaved if process.status is None else process.status
     except FileNotFoundError as error:
         message = f"{error.filename}: expected the directory of hm3 launch on every machine, found none"
         desk.say.remote(f"[worker {cluster.index}] hm3: error: {message}\n")

@@ -9,7 +9,9 @@ from hm3_tf.cli import main
 
 def _end_with_starter() -> None:
     os.read(0, 1)  # nobody writes: it returns when who started this process is gone, however that ended
-    os.killpg(0, signal.SIGKILL)
+    if os.getpgrp() == os.getpid():  # with what this process started
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from data_pipeline.folder import DataFolder, explained_read_errors
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader, lane_count
 from data_pipeline.sampling import NegativeSampling, count_clicked_rows
-from hm3_tf.config import BEST_FIGURES, Config, checked
+from hm3_tf.config import BEST_FIGURES, Config, checked, to_json
 from hm3_tf.distribute import (
     SAVE,
     STOP,
@@ -83,7 +83,7 @@ class Trainer(keras.callbacks.Callback):
         self._timer = self._epoch_start = (0.0, 0)  # when and after how many steps the last interval and epoch ended
         self._config = run.config.training
         index = data.split("train")
-        check_same(strategy, index.fingerprint, data.path)
+        check_same(strategy, str(index.fingerprint), "log")
         parts = index.by_day() if self._config.schedule == "by_day" else {"": index}
         self._days = [*parts]
         self._readers = [training_reader(run, part) for part in parts.values()]
@@ -137,6 +137,7 @@ class Trainer(keras.callbacks.Callback):
         elif run.warm_start:
             run.warm_start.load(self._model)
             _LOGGER.info("starting from step %d of %s", run.warm_start.step, run.warm_start.workdir)
+        check_same(strategy, str(self._at("step")), "latest checkpoint")
 
     def _refuse_other_order(self, order: dict[str, int]) -> None:
         """Refuses to resume on another log, or within an epoch whose steps would have other rows."""
@@ -172,7 +173,7 @@ class Trainer(keras.callbacks.Callback):
         with (
             lock(self._run.path) if self._chief else contextlib.nullcontext(),
             self._termination.watched(),
-            explained_losses(self._strategy, self._run.path),
+            explained_losses(self._run.config.distribution.strategy, self._run.path),
         ):
             return self._train()
 
@@ -216,7 +217,7 @@ class Trainer(keras.callbacks.Callback):
         """Chooses how gradients of tables cross, by the first batch of a replica of the first worker: all choose alike."""
         workers, replicas = self._workers, self._strategy.num_replicas_in_sync
         first = tf.distribute.InputContext(workers, 0, replicas)
-        with explained_read_errors(self._reader.index), self._strategy.scope():
+        with explained_read_errors(self._readers[0].index), self._strategy.scope():
             features, *_ = next(iter(self._batches(self._readers[0], first, epoch=0, start=0)))
             self._model.plan_exchange(features)
 
@@ -296,9 +297,8 @@ class Trainer(keras.callbacks.Callback):
         every = self._config.checkpoint_every_steps
         length = self._reader.window_steps(self._config.global_batch_size, self._run.config.data.shuffle_rows)
         alone = tf.distribute.InputContext()  # a step is one worker's: all of its rows
-        take_stretch = scheduler.stretch_of(
-            lambda first, steps: self._batches(self._reader, alone, epoch, first, steps)
-        )
+        reader = self._reader
+        take_stretch = scheduler.stretch_of(lambda first, steps: self._batches(reader, alone, epoch, first, steps))
         self._model.reset_metrics()
         while start < end and not self._agreement.heard()[STOP]:
             next_save = start + every - self._at("step") % every
@@ -318,8 +318,9 @@ class Trainer(keras.callbacks.Callback):
             return (
                 f"{self._run.path}: told to end (SIGTERM) before the first step; the same command starts the run again"
             )
+        written = "is written" if self._chief else "is written by worker 0"
         return (
-            f"{self._run.path}: told to end (SIGTERM) at step {self._at('step')}, whose checkpoint is written; the same "
+            f"{self._run.path}: told to end (SIGTERM) at step {self._at('step')}, whose checkpoint {written}; the same "
             "command goes on from it"
         )
 
@@ -472,15 +473,17 @@ def open_trainer(
       Hm3Error: Config, log, workdir or cluster cannot be used; the message says which and why.
     """
     config = checked(config)
-    strategy = make_strategy(config.distribution)
-    chief = input_context(strategy).input_pipeline_id == 0
-    keras.utils.set_random_seed(config.training.seed)
-    data = DataFolder.open(data_dir)
-    run = claim_workdir(workdir, config, data, warm_start_from, warm_start_optimizer)
-    check_shared(strategy, workdir)
-    if chief:
-        check_export(run)
-    return Trainer(run, data, strategy, chief)
+    with explained_losses(config.distribution.strategy, workdir):
+        strategy = make_strategy(config.distribution)
+        chief = input_context(strategy).input_pipeline_id == 0
+        keras.utils.set_random_seed(config.training.seed)
+        data = DataFolder.open(data_dir)
+        run = claim_workdir(workdir, config, data, warm_start_from, warm_start_optimizer)
+        check_shared(strategy, workdir)
+        check_same(strategy, f"{to_json(config)} {run.warm_start}", "config")
+        if chief:
+            check_export(run)
+        return Trainer(run, data, strategy, chief)
 
 
 def train_and_evaluate(

@@ -26,7 +26,7 @@ CONFIG = [
     f"--config={pathlib.Path(__file__).parents[2]}/configs/hm3.py",
     "--config.model.tower_units=(8,4)",
     "--config.model.embedding_dim=4",
-    "--config.model.dropout=0.0",
+    "--config.model.dropout=0.25",
     "--config.model.features=('position','user_id','item_id','brand','price')",
     "--config.training.global_batch_size=256",
     "--config.training.epochs=3",
@@ -109,7 +109,7 @@ def test_workers_that_are_killed_and_told_to_end_go_on_as_if_they_had_not_been(d
         output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75, output[-3000:]
     print(f"ended {time.monotonic() - told:.1f} s after SIGTERM")
-    assert "worker 0 with SIGKILL (start 1 of 2)" in output
+    assert re.search(r"lost workers, ended: worker 0 with SIGKILL.* \(start 1 of 2\)", output)
     stopped = int(re.search(r"told to end \(SIGTERM\) at step (\d+), whose checkpoint is written", output)[1])
     assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")).endswith(f"ckpt-{stopped}")
     assert max(steps(tmp_path)) == stopped < STEPS
@@ -154,7 +154,7 @@ def test_a_worker_that_does_not_come_is_named(data, tmp_path):
     )
 
 
-def test_workers_that_share_no_workdir_or_read_other_logs_are_told_so(data, tmp_path):
+def test_workers_that_share_no_workdir_or_read_other_logs_or_configs_are_told_so(data, tmp_path):
     mine = [f"--data_dir={data.path}", f"--workdir={tmp_path}/mine"]
     found = ended({0: mine, 1: [f"--data_dir={data.path}", f"--workdir={tmp_path}/yours"]})
     assert [status for status, _ in found.values()] == [1, 1]
@@ -165,4 +165,8 @@ def test_workers_that_share_no_workdir_or_read_other_logs_are_told_so(data, tmp_
     found = ended({0: mine, 1: [f"--data_dir={tmp_path}/other", f"--workdir={tmp_path}/mine"]})
     assert [status for status, _ in found.values()] == [1, 1]
     for _, output in found.values():
-        assert "expected one log on all workers, but workers [1] read shards of other sizes" in the_error(output)
+        assert "expected the same log on all workers, but that of workers [1] differs" in the_error(output)
+    found = ended({0: mine, 1: [*mine, "--config.training.log_every_steps=2"]})
+    assert [status for status, _ in found.values()] == [1, 1]
+    for _, output in found.values():
+        assert "expected the same config on all workers, but that of workers [1] differs" in the_error(output)

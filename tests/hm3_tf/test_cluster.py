@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ def served():
     """Returns a function that serves bytes to who comes to an address, as another program would."""
     with contextlib.ExitStack() as stack:
 
-        def serve(address: str, answer: bytes) -> None:
+        def serve(address: str, answer: bytes, hangs_up: bool = False) -> None:
             host, port = address.split(":")
             server = stack.enter_context(socket.create_server((host, int(port))))
 
@@ -40,6 +41,8 @@ def served():
                         connection, _ = server.accept()
                         stack.enter_context(connection)
                         connection.sendall(answer)
+                        if hangs_up:
+                            connection.close()
 
             threading.Thread(target=accept, daemon=True).start()
             stack.callback(server.shutdown, socket.SHUT_RDWR)
@@ -77,9 +80,10 @@ def test_a_worker_that_tensorflow_speaks_for_is_there(served):
     await_workers(Cluster((first, second), 0), PATIENCE_S)
 
 
-def test_a_program_that_says_nothing_is_no_worker(served):
+@pytest.mark.parametrize("hangs_up", [True, False])
+def test_a_program_that_says_nothing_is_no_worker(served, hangs_up):
     first, second = addresses_of(2)
-    served(second, b"")
+    served(second, b"", hangs_up)
     with pytest.raises(LostWorkerError, match=f"worker 1 .{second}. did not answer"):
         await_workers(Cluster((first, second), 0), 1.0)
 
@@ -104,6 +108,8 @@ def test_a_chief_is_the_first_worker(monkeypatch):
     jobs = {"worker": ["b:2", "c:3"], "chief": ["a:1"]}
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": jobs, "task": {"type": "worker", "index": 1}}))
     assert read_cluster() == Cluster(("a:1", "b:2", "c:3"), 2)
+    task = {"cluster": {"worker": ["a:1", "b:2", "c:3"]}, "task": {"type": "worker", "index": 2}}
+    assert json.loads(os.environ["TF_CONFIG"]) == task  # what TensorFlow reads after it
 
 
 def test_an_address_twice_is_refused(monkeypatch):

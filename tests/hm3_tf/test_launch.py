@@ -106,9 +106,10 @@ def test_no_more_starts_than_asked(workers):
 
 
 @pytest.mark.parametrize("status", [1, 2])
-def test_what_a_start_cannot_mend_is_not_started_again(workers, status):
+@pytest.mark.parametrize("other", [0, 69])
+def test_what_a_start_cannot_mend_is_not_started_again(workers, status, other):
     with pytest.raises(Hm3Error, match=f"expected all workers to end well, ended: worker 0 with status {status}"):
-        workers(f"if index == 0: sys.exit({status})", max_restarts=3)
+        workers(f"sys.exit({status} if index == 0 else {other})", max_restarts=3)
     assert len(started(workers.folder)) == 2
 
 
@@ -171,6 +172,17 @@ def test_the_gpus_are_those_of_the_workers_alone(workers, monkeypatch):
     assert found == {"0-0": "0", "1-0": "1", "chief0-0": "-1", "ps0-0": "-1"}
 
 
+def test_workers_that_do_not_end_when_told_leave_no_launch_that_ended_well(workers, monkeypatch):
+    monkeypatch.setattr(launcher, "_SAVED_S", 1.0)
+    body = f"""
+        if index == 1: sys.exit(75)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep({PATIENCE_S})
+    """
+    with pytest.raises(PreemptionError, match="worker 0 with SIGKILL, worker 1 with status 75"):
+        workers(body)
+
+
 LAUNCH = """
     import pathlib, sys
     sys.path.insert(0, {root!r})
@@ -222,6 +234,13 @@ def test_gpus_are_shared_out(workers, monkeypatch, devices, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
     workers("")
     assert [started(workers.folder)[f"{i}-0"][3] for i in range(2)] == expected
+
+
+def test_gpus_are_named_as_cuda_counts_them(workers, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launcher.glob, "glob", lambda pattern: ["/dev/nvidia10", "/dev/nvidia2"])  # of a container
+    workers("")
+    assert [started(workers.folder)[f"{i}-0"][3] for i in range(2)] == ["0", "1"]
 
 
 def test_gpus_that_cannot_be_shared_out_are_refused(workers, monkeypatch):
