@@ -19,9 +19,9 @@ from hm3_tf.errors import Hm3Error, LostWorkerError, PreemptionError, UsageError
 _LOGGER = logging.getLogger(__name__)
 _PROGRAM = (sys.executable, "-m", "hm3_tf.launched")
 _HOST = "127.0.0.1"
-_LOOK_S = 0.2
-_OTHERS_END_S = 10.0  # for the others to end by themselves when one has failed
-_SAVED_S = 300.0  # for all to write a checkpoint and end when told to
+LOOK_S = 0.2
+OTHERS_END_S = 10.0  # for the others to end by themselves when one has failed
+SAVED_S = 300.0  # for all to write a checkpoint and end when told to
 _FINAL = (Hm3Error.status, UsageError.status)  # what the next start would end with too
 
 
@@ -227,12 +227,12 @@ class _Group:
         Returns:
           The status of each, minus the number of the signal that ended it; 0 for one that goes on though another has failed.
         """
-        while self._running() and not self._failed() and not told.wait(_LOOK_S):
+        while self._running() and not self._failed() and not told.wait(LOOK_S):
             self._restart_workers()
         if told.is_set():
             self._signal(signal.SIGTERM)
         saves = told.is_set() or PreemptionError.status in self._statuses()
-        self._wait_for(_SAVED_S if saves else _OTHERS_END_S)
+        self._wait_for(SAVED_S if saves else OTHERS_END_S)
         unsaved = -signal.SIGKILL if saves and self._running() else 0
         return [unsaved if status is None else status for status in self._statuses()]
 
@@ -266,7 +266,7 @@ class _Group:
     def _wait_for(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while self._running() and time.monotonic() < end:
-            time.sleep(_LOOK_S)
+            time.sleep(LOOK_S)
 
     def _signal(self, number: int, *processes: subprocess.Popen[str]) -> None:
         """Signals processes, all by default, and what they started."""

@@ -20,14 +20,20 @@ from typing import Any
 from data_pipeline import storage
 from hm3_tf.cluster import read_cluster
 from hm3_tf.errors import Hm3Error, LostWorkerError, PreemptionError
-from hm3_tf.launch import is_final, named_failures, raise_final, told_to_end, worker_arguments
+from hm3_tf.launch import (
+    LOOK_S,
+    OTHERS_END_S,
+    SAVED_S,
+    is_final,
+    named_failures,
+    raise_final,
+    told_to_end,
+    worker_arguments,
+)
 from hm3_tf.ray_session import connected
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRAM = ("-m", "hm3_tf.launched")
-_LOOK_S = 0.2
-_OTHERS_END_S = 10.0  # for the others to end by themselves when one has failed
-_SAVED_S = 300.0  # for all to write a checkpoint and end when told to
 _REPORTED_S = 5.0  # more, for the last of them to say how it ended
 
 
@@ -66,7 +72,7 @@ def launch_on_ray(
             _print_until(outcome, ray, desk, told)
         except KeyboardInterrupt:
             desk.tell.remote(signal.SIGKILL)
-            futures.wait([outcome], _OTHERS_END_S)
+            futures.wait([outcome], OTHERS_END_S)
             raise
         statuses, error = ray.get(desk.last.remote()), outcome.exception()
         if any(statuses.values()) or (error and told.is_set()):
@@ -138,13 +144,13 @@ def _print_until(outcome: futures.Future[None], ray: Any, desk: Any, told: threa
     end, ended = math.inf, False
     while not ended:
         if told.is_set() and end == math.inf:
-            end = time.monotonic() + _SAVED_S + 2 * _REPORTED_S
+            end = time.monotonic() + SAVED_S + 2 * _REPORTED_S
             desk.tell.remote(signal.SIGTERM)
         if time.monotonic() > end:
             raise PreemptionError(
                 "hm3 launch: told to end, before which not all workers ended; the same command goes on"
             )
-        ended = bool(futures.wait([outcome], _LOOK_S).done)
+        ended = bool(futures.wait([outcome], LOOK_S).done)
         sys.stdout.writelines(ray.get(desk.lines.remote()))
         sys.stdout.flush()
 
@@ -210,26 +216,26 @@ def _work(config: Mapping[str, _Job]) -> None:
         with _Process(job, cluster.index) as process:
             told, ended = look()
             while process.status is None and not told and not any(ended.values()):
-                process.wait(_LOOK_S)
+                process.wait(LOOK_S)
                 told, ended = look()
             if told:
                 process.signal(told)
             saves = told or PreemptionError.status in (*ended.values(), process.status)
-            patience = _SAVED_S if saves else _OTHERS_END_S
+            patience = SAVED_S if saves else OTHERS_END_S
             process.wait(patience)
             unsaved = -signal.SIGKILL if saves else 0  # of one that is ended here
             status = unsaved if process.status is None else process.status
     except FileNotFoundError as error:
         message = f"{error.filename}: expected the directory of hm3 launch on every machine, found none"
         desk.say.remote(f"[worker {cluster.index}] hm3: error: {message}\n")
-        status, patience, told = Hm3Error.status, _OTHERS_END_S, 0
+        status, patience, told = Hm3Error.status, OTHERS_END_S, 0
     ray.get(desk.end.remote(start, cluster.name, status))
     if not status:
         return
     end = time.monotonic() + patience + _REPORTED_S
     told, ended = look()
     while len(ended) < job.workers and time.monotonic() < end:
-        time.sleep(_LOOK_S)
+        time.sleep(LOOK_S)
         told, ended = look()
     if not is_final(ended, bool(told)):
         raise LostWorkerError(f"lost workers, ended: {named_failures(ended)}")

@@ -398,8 +398,9 @@ class Trainer(keras.callbacks.Callback):
 
     def _log_interval(self) -> None:
         """Logs what is not logged yet, so that no checkpoint is written after a loss that is not finite."""
-        has_losses = self._model.loss_meter.rows(self._since) > 0  # else workers ahead put them into the line before
-        if self._timer[1] < self._at("step") and has_losses:
+        if self._timer[1] == self._at("step"):
+            return
+        if self._model.loss_meter.rows(self._since) > 0:  # else workers ahead put them into the line before
             self._write(self._interval_figures())
 
     def _validate(self) -> dict[str, Any]:

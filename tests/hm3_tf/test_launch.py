@@ -44,7 +44,7 @@ def workers(tmp_path, monkeypatch):
         program = tmp_path / "program.py"
         program.write_text(textwrap.dedent(PROGRAM) + textwrap.dedent(body))
         monkeypatch.setattr(launcher, "_PROGRAM", (sys.executable, str(program)))
-        monkeypatch.setattr(launcher, "_OTHERS_END_S", 0.5)
+        monkeypatch.setattr(launcher, "OTHERS_END_S", 0.5)
         launch(["train", str(tmp_path), "--flag=a b"], count, max_restarts, servers)
 
     run.folder = tmp_path
@@ -173,7 +173,7 @@ def test_the_gpus_are_those_of_the_workers_alone(workers, monkeypatch):
 
 
 def test_workers_that_do_not_end_when_told_leave_no_launch_that_ended_well(workers, monkeypatch):
-    monkeypatch.setattr(launcher, "_SAVED_S", 1.0)
+    monkeypatch.setattr(launcher, "SAVED_S", 1.0)
     body = f"""
         if index == 1: sys.exit(75)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
