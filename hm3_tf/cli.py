@@ -196,15 +196,29 @@ def _open_split(run, values: flags.FlagValues):
 def _define_predict(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     _define_split(values)
     values["split"].help = "Split to predict."
-    values["output"].help = "Parquet file to write."
+    values[
+        "output"
+    ].help = "Parquet file to write (NAME.parquet), or a folder for one a shard, where a killed run goes on."
+    _choice(
+        values, "engine", "local", ("local", "ray"), "local: this process; ray: a Ray cluster, a shard at a time each."
+    )
+    _define_ray_address(values)
 
 
 def _predict(values: flags.FlagValues) -> None:
-    from hm3_tf.predict import predict_run
     from hm3_tf.workdir import open_workdir
 
+    _refuse_idle_address(values)
     run = open_workdir(values.workdir)
-    rows = predict_run(run, _open_split(run, values), values.output)
+    index = _open_split(run, values)
+    if values.engine == "ray":
+        from hm3_tf.predict_ray import predict_on_ray
+
+        rows = predict_on_ray(run, index, values.output, values.ray_address)
+    else:
+        from hm3_tf.predict import predict_run
+
+        rows = predict_run(run, index, values.output)
     print(f"wrote {values.output}: {rows:,} rows")
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -91,26 +90,42 @@ class Workdir:
             raise Hm3Error(f"{self.path}: expected a checkpoint, found none; run hm3 train on this workdir first")
         return found[0]
 
-    def trained_model(self) -> ConversionModel:
-        """Returns the run's model with its best weights: best on validation, else the latest.
+    def best_checkpoint(self) -> str:
+        """Returns the path of the run's best weights: best on validation, else the latest.
 
         Raises:
           Hm3Error: The run has no checkpoint.
         """
-        found = self._checkpoint(self.file("checkpoints", "best"), self.file("checkpoints"))
-        model = self.build_model()
-        tf.train.Checkpoint(network=model.network).restore(found).assert_existing_objects_matched().expect_partial()
+        return self._checkpoint(self.file("checkpoints", "best"), self.file("checkpoints"))
+
+    def trained_model(self, checkpoint: str | None = None) -> ConversionModel:
+        """Returns the run's model with the weights of a checkpoint, by default the best.
+
+        Raises:
+          Hm3Error: The run has no checkpoint, or that one is gone.
+        """
+        checkpoint, model = checkpoint or self.best_checkpoint(), self.build_model()
+        try:
+            restored = tf.train.Checkpoint(network=model.network).restore(checkpoint)
+        except tf.errors.NotFoundError as error:
+            raise Hm3Error(
+                f"{checkpoint}: expected the checkpoint that was there at the start, found none: the run is being trained; "
+                "wait for its end"
+            ) from error
+        restored.assert_existing_objects_matched().expect_partial()
         return model
 
 
 @contextlib.contextmanager
-def lock(path: str) -> Iterator[None]:
+def lock(path: str, flag: str = "--workdir", name: str = LOCK_FILE) -> Iterator[None]:
     """Holds a directory for one process within the block; the lock ends with the process, however that ends.
 
     A remote directory has no locks.
 
     Args:
       path: The directory; made if need be.
+      flag: The flag that names it, for the error.
+      name: Of the file that is locked, which stays.
 
     Raises:
       Hm3Error: Another process works in the directory, or it cannot be written.
@@ -121,12 +136,12 @@ def lock(path: str) -> Iterator[None]:
     storage.make_folder(path)
     with contextlib.ExitStack() as stack:
         with storage.explained(path):
-            file = stack.enter_context(open(storage.join(path, LOCK_FILE), "w"))
+            file = stack.enter_context(open(storage.join(path, name), "w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Hm3Error(
-                f"{path}: expected no other work here, but a process holds {LOCK_FILE}; wait for it, or use another --workdir"
+                f"{path}: expected no other work here, but a process holds {name}; wait for it, or use another {flag}"
             ) from error
         yield
 
@@ -182,7 +197,7 @@ def claim_workdir(
       ConfigError: The model is not that of the earlier run, or `warm_start_optimizer` is neither.
     """
     storage.open_file_system(path)
-    data_dir, earlier_dir = _absolute(data.path), warm_start_from and _absolute(warm_start_from)
+    data_dir, earlier_dir = storage.absolute(data.path), warm_start_from and storage.absolute(warm_start_from)
     if tf.io.gfile.exists(storage.join(path, CONFIG_FILE)):
         before = open_workdir(path)
         _refuse_other_run(before, config, data)
@@ -200,10 +215,6 @@ def _first_statistics(config: Config, data: DataFolder) -> stats.SplitStatistics
     if config.training.schedule == "by_day":
         return data.count(next(iter(data.split("train").by_day().values())))
     return data.statistics()["train"]
-
-
-def _absolute(path: str) -> str:
-    return path.rstrip("/") if storage.is_remote(path) else os.path.abspath(path)
 
 
 def _refuse_other_start(before: Workdir, earlier_dir: str | None, optimizer: str) -> None:
