@@ -1,7 +1,6 @@
 """Prediction by the processes of a Ray cluster: each loads the model once, and predicts one part of the split after another."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -62,8 +61,9 @@ def _write(ray: Any, job: tuple[Workdir, str, SplitIndex], parts: Sequence[Part]
         max_restarts=-1,
         max_task_retries=_TRIES_AGAIN,
     )
-    job = ray.put(job)
-    workers = [actor.remote(job) for _ in parts[: int(ray.cluster_resources()[kind])]]
+    places = max(1, int(ray.cluster_resources().get(kind, 0)))
+    shared = ray.put(job)
+    workers = [actor.remote(shared) for _ in parts[:places]]
     try:
         for result in ray.util.ActorPool(workers).map_unordered(lambda worker, part: worker.write.remote(part), parts):
             if isinstance(result, Hm3Error):
@@ -71,8 +71,8 @@ def _write(ray: Any, job: tuple[Workdir, str, SplitIndex], parts: Sequence[Part]
             yield result
     except ray.exceptions.RayActorError as error:
         raise LostWorkerError(
-            f"hm3 predict: expected a shard to be predicted by the {_TRIES_AGAIN + 1}th try at most, but each process of Ray was "
-            f"lost with it: {str(error).splitlines()[0]}; the same command goes on"
+            f"hm3 predict: expected each part to be predicted within {_TRIES_AGAIN} tries more, lost a process of Ray with "
+            f"each: {str(error).strip().splitlines()[-1]}; the same command goes on"
         ) from error
 
 
@@ -86,17 +86,19 @@ class Worker:
     def __init__(self, job: tuple[Workdir, str, SplitIndex]) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(1)  # there is such a process a core
         self._job = job
+        self._predictor: Predictor | None = None
 
     def write(self, part: Part) -> int | Hm3Error:
         """Writes a part's file, and returns its rows, or what went wrong: Ray would make its traceback the message."""
         try:
+            self._predictor = self._predictor or self._load()
             self._predictor.write(part)
         except Hm3Error as error:
             return error
         return part.index.rows
 
-    @functools.cached_property
-    def _predictor(self) -> Predictor:
-        for path in self._job[1], self._job[2].folder:
+    def _load(self) -> Predictor:
+        _, checkpoint, index = self._job
+        for path in (checkpoint, index.folder):
             storage.open_file_system(path)
         return Predictor(*self._job)

@@ -4,6 +4,7 @@ Plans of epochs are cheap, so the exactness of a plan is a property over hundred
 read for real.
 """
 
+import dataclasses
 import operator
 import shutil
 
@@ -13,10 +14,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline import read
 from data_pipeline.hashing import network_inputs
 from data_pipeline.index import load_index
 from data_pipeline.inputs import select_features
-from data_pipeline.read import WINDOW_ROWS, Reader, lane_count, plan_epoch
+from data_pipeline.read import WINDOW_ROWS, PartReader, Reader, lane_count, plan_epoch
 from data_pipeline.schema import Column, Hashing, Level, Schema
 from data_pipeline.statistics import no_statistics
 from hm3_tf.errors import ConfigError
@@ -458,6 +460,17 @@ def in_order(small_log):
 
 def test_the_ordered_log_has_the_order_of_the_log(small_log, in_order):
     np.testing.assert_array_equal(in_order[3]["row_id"], small_log[0]["row_id"])
+
+
+@pytest.mark.parametrize("batch", [7, 5_000], ids=["many windows", "one window"])
+def test_parts_are_read_as_the_ordered_log_and_traced_once(small_log, batch, monkeypatch):
+    monkeypatch.setattr(read, "_ORDERED_WINDOW_ROWS", 20)
+    reader = Reader(small_log[1], SCHEMA, FEATURES, carry=("row_id", "brand"))
+    parts, rows = PartReader(reader, batch), small_log[1].rows
+    for index in (small_log[1], *small_log[1].shards(), small_log[1].part(rows // 2, rows)):
+        found = [tf.nest.map_structure(lambda values: values.numpy(), element) for element in parts(index)]
+        assert_same_batches(found, elements(dataclasses.replace(reader, index=index).ordered_dataset(batch)))
+    assert parts._read_window.experimental_get_tracing_count() == 1
 
 
 def test_three_workers_read_the_log_in_contiguous_shares(small_log, in_order):

@@ -21,7 +21,7 @@ from data_pipeline.sources.simulated import SimulatedSource
 from hm3_tf import evaluate
 from hm3_tf.cli import _status
 from hm3_tf.errors import DataError, Hm3Error
-from hm3_tf.predict import Predictor, missing_parts, predict_run
+from hm3_tf.predict import Predictor, predict_run
 from hm3_tf.workdir import lock
 from tests.conftest import LOG, save_best
 from tests.data_pipeline.conftest import flip_byte, write_records
@@ -192,16 +192,14 @@ def test_a_folder_that_another_process_writes_into_is_refused(trained_run, index
         predict_run(trained_run, index, str(tmp_path))
 
 
-def test_a_shard_that_becomes_corrupt_is_named_and_those_before_it_are_kept(trained_run, index, tmp_path):
+def test_a_shard_that_becomes_corrupt_is_named_and_those_before_it_are_kept(trained_run, index, tmp_path, monkeypatch):
     shutil.copytree(index.folder, tmp_path / "test")
     index = DataFolder(str(tmp_path), trained_run.schema).split("test")
-    checkpoint, output = trained_run.best_checkpoint(), f"{tmp_path}/predictions"
-    predictor = Predictor(trained_run, checkpoint, index)
+    predictor = Predictor(trained_run, trained_run.best_checkpoint(), index)
     flip_byte(tmp_path / "test" / "d-0.tfrecord", 1_000)
+    monkeypatch.setattr("hm3_tf.predict.Predictor", lambda *_: predictor)
     with pytest.raises(DataError, match="d-0.tfrecord: expected TFRecord data, found a corrupt .* at byte offset"):
-        with missing_parts(checkpoint, index, output) as parts:
-            for part in parts:
-                predictor.write(part)
+        predict_run(trained_run, index, f"{tmp_path}/predictions")
     assert sorted(contents(tmp_path / "predictions")) == NAMES[:3]
 
 
