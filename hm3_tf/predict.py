@@ -100,13 +100,12 @@ class Predictor:
     """
 
     def __init__(self, run: Workdir, checkpoint: str, index: SplitIndex) -> None:
-        self._groups, levels = run.schema.with_role("group"), run.config.method.levels
-        carry = tuple(column.name for column in self._groups)
+        levels = run.config.method.levels
+        groups = [(column.name, ARROW_TYPES[column.dtype]) for column in run.schema.with_role("group")]
+        self._schema = pa.schema([*groups, *((name, pa.float32()) for name in probability_names(levels))])
+        carry = tuple(name for name, _ in groups)
         reader = evaluate.split_reader(run, index, labels=False, sample_weights=False, carry=carry)
         self._read = PartReader(reader, evaluate.BATCH_ROWS)
-        self._names = probability_names(levels)
-        groups = [(column.name, ARROW_TYPES[column.dtype]) for column in self._groups]
-        self._schema = pa.schema([*groups, *((name, pa.float32()) for name in self._names)])
         model = run.trained_model(checkpoint)
 
         @tf.function(reduce_retracing=True)
@@ -174,13 +173,12 @@ def missing_parts(checkpoint: str, index: SplitIndex, output: str) -> Iterator[l
     storage.open_file_system(output)
     with lock(output, "--output", _LOCK_FILE):
         storage.make_folder(output)
-        storage.remove_staged_files(output)
         missing = _without_files(parts, output)
         if len(missing) < len(parts):
             _LOGGER.info("%s: %d of %d shards are predicted", output, len(parts) - len(missing), len(parts))
         try:
             yield missing
-        finally:
+        finally:  # of killed processes: of an earlier run, or of Ray
             storage.remove_staged_files(output)
 
 
@@ -202,12 +200,8 @@ def _weights(checkpoint: str) -> str:
 
 def _part(weights: str, index: SplitIndex, source: str, output: str) -> Part:
     """Returns a part whose rows are those of `source`, a shard or a split."""
-    origin = {
-        "weights": weights,
-        "source": os.path.basename(source),
-        "rows": index.rows,
-        "records": index.fingerprint,
-    }
+    source = os.path.basename(source)
+    origin = {"weights": weights, "source": source, "rows": index.rows, "records": index.fingerprint}
     return Part(index, storage.absolute(output), origin)
 
 
@@ -217,9 +211,9 @@ def _without_files(parts: Sequence[Part], folder: str) -> list[Part]:
     Raises:
       Hm3Error: There is a file of something else.
     """
-    found = sorted(name for name in tf.io.gfile.listdir(folder) if name.endswith(_SUFFIX))
+    found = {name for name in tf.io.gfile.listdir(folder) if name.endswith(_SUFFIX)}
     wanted = {os.path.basename(part.output): part for part in parts}
-    for name in found:
+    for name in sorted(found):
         path, remedy = storage.join(folder, name), "name another --output, or remove this folder to predict anew"
         if name not in wanted:
             raise Hm3Error(f"{path}: expected files of the shards of this split alone, found one of none; {remedy}")
