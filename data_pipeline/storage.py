@@ -113,18 +113,19 @@ def staged_file(path: str) -> Iterator[str]:
             tf.io.gfile.remove(temporary)
 
 
-def remove_staged_files(folder: str) -> None:
-    """Removes what killed processes left of their `staged_file`s in a folder that no other process writes into.
+def remove_staged_files(folder: str, suffix: str) -> None:
+    """Removes what killed processes left of their `staged_file`s in a folder into which no other process writes such files.
 
     Args:
       folder: The folder; it exists.
+      suffix: What the names of the files end in.
 
     Raises:
       Hm3Error: The folder cannot be written.
     """
     with explained(folder):
         for name in tf.io.gfile.listdir(folder):
-            if _STAGED in name:
+            if f"{suffix}{_STAGED}" in name:
                 tf.io.gfile.remove(join(folder, name))
 
 

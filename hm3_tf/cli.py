@@ -196,12 +196,8 @@ def _open_split(run, values: flags.FlagValues):
 def _define_predict(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     _define_split(values)
     values["split"].help = "Split to predict."
-    values[
-        "output"
-    ].help = "Parquet file to write (NAME.parquet), or a folder for one a shard, where a killed run goes on."
-    _choice(
-        values, "engine", "local", ("local", "ray"), "local: this process; ray: a Ray cluster, a shard at a time each."
-    )
+    values["output"].help = "Parquet file to write, if its name ends in .parquet; else a folder for a file a shard."
+    _choice(values, "engine", "local", ("local", "ray"), "local: this process; ray: a Ray cluster, shard by shard.")
     _define_ray_address(values)
 
 

@@ -179,7 +179,7 @@ def missing_parts(checkpoint: str, index: SplitIndex, output: str) -> Iterator[l
         try:
             yield missing
         finally:  # of killed processes: of an earlier run, or of Ray
-            storage.remove_staged_files(output)
+            storage.remove_staged_files(output, _SUFFIX)
 
 
 def parts_progress(missing: Sequence[Part], index: SplitIndex) -> Progress:

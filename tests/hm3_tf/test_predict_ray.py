@@ -61,12 +61,18 @@ def test_the_files_are_those_of_one_process_where_a_worker_is_killed_once(traine
     assert found == expected and set(found) == {"_lock", *(f"{name}.parquet" for name in SHARDS)}
 
 
-def test_a_part_that_is_lost_too_often_ends_the_command(trained_run, index, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict_ray, "Worker", killed_once(tmp_path))
-    monkeypatch.setattr(predict_ray, "_TRIES_AGAIN", 0)
-    with pytest.raises(LostWorkerError, match="lost a process of Ray with each: .*; the same command goes on"):
-        predict_on_ray(trained_run, index, f"{tmp_path}/b.parquet")
-    assert not (tmp_path / "b.parquet").exists()
+def test_a_part_that_is_lost_too_often_ends_the_command(ray, monkeypatch):
+    class Lost:
+        def __init__(self, job):
+            pass
+
+        def write(self, part):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(predict_ray, "Worker", Lost)
+    monkeypatch.setattr(predict_ray, "_TRIES_AGAIN", 1)
+    with pytest.raises(LostWorkerError, match="within 1 tries more, lost a process .*; the same command goes on"):
+        list(predict_ray._write(ray, ("run", "checkpoint", "index"), ["part"]))
 
 
 def test_what_is_wrong_in_a_shard_is_said_as_by_one_process(trained_run, index, tmp_path):
