@@ -20,10 +20,11 @@ import timing
 import workload
 from absl import app, flags
 
-from data_pipeline.convert import convert, threshold_rule
+from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.index import SplitIndex
 from data_pipeline.sources import open_source
+from data_pipeline.split_rules import threshold_rule
 from hm3_tf.evaluate import Evaluator, evaluation_reader
 from hm3_tf.predict import predict_run
 from hm3_tf.workdir import Workdir, open_workdir

@@ -10,8 +10,9 @@ from typing import Any
 
 from data_pipeline import statistics as stats
 from data_pipeline import storage
-from data_pipeline.convert import SplitRule, WrittenSplit, new_data_folder, write_metadata, write_splits
+from data_pipeline.convert import WrittenSplit, new_data_folder, write_metadata, write_splits
 from data_pipeline.sources.base import FileSource
+from data_pipeline.split_rules import SplitRule
 from hm3_tf.errors import Hm3Error
 from hm3_tf.progress import Progress
 from hm3_tf.ray_session import connected

@@ -98,8 +98,9 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
 def _convert(values: flags.FlagValues) -> None:
     from data_pipeline import schema as schemas
     from data_pipeline import storage
-    from data_pipeline.convert import convert, day_rule, parse_split
+    from data_pipeline.convert import convert
     from data_pipeline.sources import open_source
+    from data_pipeline.split_rules import day_rule, parse_split
 
     schema = None
     if values.schema:
@@ -151,9 +152,11 @@ def _train(values: flags.FlagValues) -> None:
     termination = Termination()
     with termination.watched(), termination.ends_at_once("told to end (SIGTERM) before or after the steps of training"):
         from hm3_tf.train import train_and_evaluate
+        from hm3_tf.warm_start import WarmStart
 
-        warm_start = values.warm_start_from, values.warm_start_optimizer
-        figures = train_and_evaluate(values.config, values.data_dir, values.workdir, *warm_start)
+        earlier = values.warm_start_from
+        warm_start = WarmStart(earlier, values.warm_start_optimizer) if earlier else None
+        figures = train_and_evaluate(values.config, values.data_dir, values.workdir, warm_start)
     if figures is None:
         return
     print(f"trained {values.workdir}")

@@ -176,17 +176,14 @@ def open_workdir(path: str) -> Workdir:
         raise DataError(f"{path}: expected the files of a run, got {error!r} in {RUN_FILE}; {remedy}") from error
 
 
-def claim_workdir(
-    path: str, config: Config, data: DataFolder, warm_start_from: str | None = None, warm_start_optimizer: str = "keep"
-) -> Workdir:
+def claim_workdir(path: str, config: Config, data: DataFolder, warm_start: WarmStart | None = None) -> Workdir:
     """Returns the directory of a run that starts or resumes; nothing is written before `Workdir.write`.
 
     Args:
       path: Its path; made if need be.
       config: The run's config.
       data: The log it trains on.
-      warm_start_from: Directory of an earlier run from whose latest model it starts, or None.
-      warm_start_optimizer: Whether the state of its optimizer goes on too: `keep` or `reset`.
+      warm_start: The earlier run from whose latest model it starts, or None.
 
     Returns:
       The directory.
@@ -194,20 +191,22 @@ def claim_workdir(
     Raises:
       Hm3Error: The directory holds a run of another config, another log or another start, or the earlier run has no
         checkpoint.
-      ConfigError: The model is not that of the earlier run, or `warm_start_optimizer` is neither.
+      ConfigError: The model is not that of the earlier run.
     """
     storage.open_file_system(path)
-    data_dir, earlier_dir = storage.absolute(data.path), warm_start_from and storage.absolute(warm_start_from)
+    data_dir = storage.absolute(data.path)
+    if warm_start:
+        warm_start = dataclasses.replace(warm_start, workdir=storage.absolute(warm_start.workdir))
     if tf.io.gfile.exists(storage.join(path, CONFIG_FILE)):
         before = open_workdir(path)
         _refuse_other_run(before, config, data)
-        _refuse_other_start(before, earlier_dir, warm_start_optimizer)
+        _refuse_other_start(before, warm_start)
         return dataclasses.replace(before, config=config, data_dir=data_dir)
-    if not earlier_dir:
+    if not warm_start:
         return Workdir(path, config, data.schema, _first_statistics(config, data), data_dir)
-    earlier = open_workdir(earlier_dir)
-    check_same_network(config, data.schema, earlier.config, earlier.schema, earlier_dir)
-    warm_start = WarmStart(earlier_dir, earlier.latest_step(), warm_start_optimizer)
+    earlier = open_workdir(warm_start.workdir)
+    check_same_network(config, data.schema, earlier.config, earlier.schema, earlier.path)
+    warm_start = dataclasses.replace(warm_start, step=earlier.latest_step())
     return Workdir(path, config, data.schema, earlier.train, data_dir, warm_start)
 
 
@@ -217,9 +216,8 @@ def _first_statistics(config: Config, data: DataFolder) -> stats.SplitStatistics
     return data.statistics()["train"]
 
 
-def _refuse_other_start(before: Workdir, earlier_dir: str | None, optimizer: str) -> None:
-    old = before.warm_start and (before.warm_start.workdir, before.warm_start.optimizer)
-    new = (earlier_dir, optimizer) if earlier_dir else None
+def _refuse_other_start(before: Workdir, warm_start: WarmStart | None) -> None:
+    old, new = (start and (start.workdir, start.optimizer) for start in (before.warm_start, warm_start))
     if new != old:
         raise Hm3Error(
             f"{before.path}: expected the --warm_start_from and --warm_start_optimizer of the run it holds ({old}), got {new}; "

@@ -29,7 +29,7 @@ LEVELS = (
         "hm3_tf.model",
     ),
     ("hm3_tf.cluster", "hm3_tf.distribute", "hm3_tf.parameter_server"),
-    ("hm3_tf.board", "hm3_tf.warm_start", "hm3_tf.workdir", "hm3_tf.metrics_log"),
+    ("hm3_tf.board", "hm3_tf.warm_start", "hm3_tf.workdir", "hm3_tf.metrics_log", "hm3_tf.checkpoints"),
     ("hm3_tf.train", "hm3_tf.evaluate", "hm3_tf.predict", "hm3_tf.predict_ray", "hm3_tf.export"),
     ("hm3_tf.report", "hm3_tf.report.gather", "hm3_tf.report.svg", "hm3_tf.report.plots", "hm3_tf.report.page"),
     ("hm3_tf.experiment", "hm3_tf.experiment.measures", "hm3_tf.experiment.results", "hm3_tf.experiment.tables"),
