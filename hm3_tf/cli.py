@@ -118,7 +118,7 @@ def _convert(values: flags.FlagValues) -> None:
     if values.engine == "ray":
         from data_pipeline.ray_convert import convert_on_ray
 
-        path = os.path.abspath(values.input)  # the same on every machine
+        path = storage.absolute(values.input)
         source = open_source(values.source, path, schema, values.behaviors, values.groups, ignored)
         splits = convert_on_ray(source, values.output_dir, rule, address=values.ray_address, **options)
     else:
