@@ -2,9 +2,9 @@
 
     python tests/deploy/serving_server.py VERSION_FOLDER
 
-It serves the SavedModel as the model `hm3` until it is ended, on ports that the system gives, and prints them with the
-packages it has loaded: {"grpc", "rest", "packages"}. What it answers is what TensorFlow Serving documents and its source
-does (api_rest.md, json_tensor.cc, predict_util.cc), its laxness included: unknown inputs of the column format pass.
+It serves the SavedModel as the model `hm3` until its standard input ends, on ports that the system gives, and prints them
+with the packages it has loaded: {"grpc", "rest", "packages"}. What it answers is what TensorFlow Serving documents and its
+source does (api_rest.md, json_tensor.cc), its laxness included: unknown inputs of the column format pass.
 """
 
 import base64
@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 import sys
+import threading
 
 import grpc
 import numpy as np
@@ -211,16 +212,18 @@ def metadata_json(model: Model) -> dict:
 
 
 def main(folder: str) -> None:
-    """Serves until the process is ended."""
+    """Serves until standard input ends, so that no server outlives the process that started it."""
     model = Model(pathlib.Path(folder))
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(model), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), rest_handler(model))
+    threading.Thread(target=web.serve_forever, daemon=True).start()
     packages = sorted({name.partition(".")[0] for name in sys.modules})
     print(json.dumps({"grpc": port, "rest": web.server_address[1], "packages": packages}), flush=True)
-    web.serve_forever()
+    sys.stdin.read()
+    server.stop(None).wait()
 
 
 if __name__ == "__main__":

@@ -168,10 +168,8 @@ def version(trained_run, tmp_path_factory):
 def server(version):
     """A server of the version in a process of its own: what it printed."""
     command = [sys.executable, "-I", str(SERVER), str(version)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()
-        yield json.loads(line)
-        process.terminate()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield json.loads(process.stdout.readline())  # leaving closes its input, which ends it
 
 
 @pytest.fixture(scope="module")
