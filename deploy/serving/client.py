@@ -1,7 +1,8 @@
 """Asks TensorFlow Serving for probabilities: {column: [a value a row]} in, {output: [a number a row]} out.
 
-Rest("127.0.0.1:8501").predict({"user_id": [7, 7], "item_id": [12, 15]})["pctcvr"]
-Grpc("127.0.0.1:8500").predict({"user_id": [7], "item_id": [12, 15]}, "rank")["pctcvr"]
+To be copied; values are those of the log:
+    Rest("127.0.0.1:8501").predict({"user_id": [7, 7], "item_id": [12, 15]})["pctcvr"]
+    Grpc("127.0.0.1:8500").predict({"user_id": [7], "item_id": [12, 15]}, "rank")["pctcvr"]
 """
 
 import base64
