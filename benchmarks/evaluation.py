@@ -10,7 +10,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import functools
 import pathlib
 import shutil
 import statistics
@@ -21,12 +20,14 @@ import timing
 import workload
 from absl import app, flags
 
-from data_pipeline.convert import convert, threshold_rule
+from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
+from data_pipeline.index import SplitIndex
 from data_pipeline.sources import open_source
+from data_pipeline.split_rules import threshold_rule
 from hm3_tf.evaluate import Evaluator, evaluation_reader
 from hm3_tf.predict import predict_run
-from hm3_tf.workdir import open_workdir
+from hm3_tf.workdir import Workdir, open_workdir
 
 _FOLDER = flags.DEFINE_string("folder", "bench-out", "Folder of the log.")
 ROUNDS = 3
@@ -37,6 +38,13 @@ def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def prediction_seconds(run: Workdir, index: SplitIndex, output: pathlib.Path) -> float:
+    """Returns the seconds of predicting a split into a new file or folder."""
+    if output.is_dir():
+        shutil.rmtree(output)
+    return seconds(lambda: predict_run(run, index, str(output)))
 
 
 def convert_log(folder: pathlib.Path) -> None:
@@ -56,22 +64,23 @@ def main(_: list[str]) -> None:
     index, start = data.split("test"), data.split("validation")
     evaluator = Evaluator(run.trained_model(), run.config, evaluation_reader(run, index))
     evaluator()  # traces
-    predict = functools.partial(predict_run, run, output=str(folder / "p.parquet"))
+    outputs = {"prediction to Parquet": folder / "p.parquet", "prediction, a file a shard": folder / "predictions"}
     rates: dict[str, list[float]] = {
         "training": [],
         "evaluation": [],
-        "prediction to Parquet": [],
+        **{name: [] for name in outputs},
         "conversion of Parquet": [],
     }
     for _ in range(ROUNDS):
-        whole, first = (seconds(functools.partial(predict, split)) for split in (index, start))
-        rates["prediction to Parquet"].append((index.rows - start.rows) / (whole - first))
+        for name, output in outputs.items():
+            whole, first = (prediction_seconds(run, split, output) for split in (index, start))
+            rates[name].append((index.rows - start.rows) / (whole - first))
         rates["evaluation"].append(index.rows / seconds(evaluator))
         rates["training"].append(timing.train(folder, "hm3")[0])
         rates["conversion of Parquet"].append(workload.TOTAL_ROWS / seconds(lambda: convert_log(folder)))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, rate in medians.items():
-        print(f"{name:<22} {rate:>10,.0f} rows/s   {rate / medians['training']:.2f} times training")
+        print(f"{name:<26} {rate:>10,.0f} rows/s   {rate / medians['training']:.2f} times training")
 
 
 if __name__ == "__main__":

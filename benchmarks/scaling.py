@@ -9,10 +9,10 @@ more replicas would send follows from the distinct ids of a batch (docs/scaling.
 
 import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
-import socket
 import statistics
 import subprocess
 
@@ -21,24 +21,16 @@ import timing
 import workload
 from absl import app, flags
 
+from hm3_tf.cluster import free_addresses
 from hm3_tf.exchange import TableTraffic
 from hm3_tf.features import Table
+from hm3_tf.methods import HM3
 
 _FOLDER = flags.DEFINE_string("folder", "bench-out", "Folder of the log.")
 _STEPS = flags.DEFINE_integer("steps", 60, "Steps of a run: multiple of 5, above 15, at most 60.", 20, 60)
 ROUNDS, DIM = 3, 16
-DENSE_WEIGHTS = 885_126  # of HM3's towers on W
-
-
-def free_addresses(count: int) -> list[str]:
-    """Returns addresses of this machine that nothing listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
-    return addresses
+WIDTHS = (workload.COLUMNS * DIM, 256, 128, 64, 1)  # of a tower
+DENSE_WEIGHTS = len(HM3.graph.edges) * (sum(map(math.prod, itertools.pairwise(WIDTHS))) + 1)
 
 
 def start(command: list[str], core: int, log: pathlib.Path, tf_config: dict | None) -> subprocess.Popen:

@@ -55,6 +55,15 @@ class SplitIndex:
         first = np.cumsum(self.blocks[:, 3]) - self.blocks[:, 3]
         return dataclasses.replace(self, blocks=self.blocks[(first >= start) & (first < stop)])
 
+    def shards(self) -> list["SplitIndex"]:
+        """Returns each shard as an index of its own, in order; one may have no rows."""
+        starts = np.searchsorted(self.blocks[:, 0], np.arange(1, len(self.files)))
+        parts = zip(self.files, self.file_bytes, np.split(self.blocks, starts))
+        return [
+            dataclasses.replace(self, files=(file,), file_bytes=(size,), blocks=blocks * np.array([0, 1, 1, 1]))
+            for file, size, blocks in parts
+        ]
+
     def by_day(self) -> dict[str, "SplitIndex"]:
         """Returns the part of each day, in the order of the days, by the dates in the names of the shards.
 

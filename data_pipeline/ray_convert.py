@@ -10,8 +10,9 @@ from typing import Any
 
 from data_pipeline import statistics as stats
 from data_pipeline import storage
-from data_pipeline.convert import SplitRule, WrittenSplit, new_data_folder, write_metadata, write_splits
+from data_pipeline.convert import WrittenSplit, new_data_folder, write_metadata, write_splits
 from data_pipeline.sources.base import FileSource
+from data_pipeline.split_rules import SplitRule
 from hm3_tf.errors import Hm3Error
 from hm3_tf.progress import Progress
 from hm3_tf.ray_session import connected
@@ -46,7 +47,7 @@ def convert_on_ray(
       ConfigError: The policy or the format is unknown.
       Hm3Error: The folder cannot be written, Ray is not installed, or there is no cluster at the address.
     """
-    output_dir = output_dir if storage.is_remote(output_dir) else os.path.abspath(output_dir)
+    output_dir = storage.absolute(output_dir)
     parts = source.parts()
     with new_data_folder(output_dir, nesting, record_format) as folder, connected(address, os.cpu_count() or 1) as ray:
         rows = list(_run_tasks(ray, lambda i: parts[i].files.count_rows(), len(parts)))

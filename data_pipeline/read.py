@@ -11,7 +11,8 @@ lanes that are its own, a window of steps at a time, each window decoded and shu
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -277,12 +278,51 @@ class Reader:
         if isinstance(start_step, int) and not 0 <= start_step <= plan.steps:
             raise ConfigError(f"expected a start within the {plan.steps} steps of the epoch, got step {start_step}")
         read_window = tf.autograph.experimental.do_not_convert(_WindowReader(self, plan, seed, replicas))
+        read_window = functools.partial(read_window, *_tables(self.index, plan))
         batches = windows.map(read_window, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
         count = steps * replicas
         known_length = (
             batches.skip(skipped * replicas).take(count).apply(tf.data.experimental.assert_cardinality(count))
         )
         return known_length.prefetch(tf.data.AUTOTUNE)
+
+
+class PartReader:
+    """Reads parts of a split one after another, each in its own order.
+
+    What TensorFlow traces is theirs together, and no dataset is made for a part: both take most of a second, in which a small
+    shard is predicted.
+
+    Args:
+      reader: Reader of the split.
+      batch_rows: Rows of a batch; the last one of a part is filled with rows of weight 0.
+    """
+
+    def __init__(self, reader: Reader, batch_rows: int) -> None:
+        self._batch_rows = batch_rows
+        read_window = _WindowReader(reader, self._plan(reader.index), None, 1)
+        self._read_window = tf.function(read_window, input_signature=_TABLES, autograph=False)
+
+    def __call__(self, index: SplitIndex) -> Iterator[tuple]:
+        """Yields the elements of `Reader.ordered_dataset` for a part of at least one row; in memory is a window of them.
+
+        Raises:
+          tf.errors.OpError: A record is corrupt, or does not hold what the schema says.
+        """
+        plan = self._plan(index)
+        tables = _tables(index, plan)
+        for step in range(0, plan.steps, plan.window_steps):
+            batches = self._window(tables, step // plan.window_steps)
+            yield from batches[: plan.steps - step]
+
+    def _window(self, tables: Sequence[tf.Tensor], window: int) -> list[tuple]:
+        with tf.device("CPU"):  # as within a dataset
+            columns = self._read_window(*tables, tf.constant(window, tf.int64))
+            batches = zip(*map(tf.unstack, tf.nest.flatten(columns)))
+            return [tf.nest.pack_sequence_as(columns, batch) for batch in batches]
+
+    def _plan(self, index: SplitIndex) -> EpochPlan:
+        return plan_epoch(index.blocks, self._batch_rows, shuffle_seed=None, window_rows=_ORDERED_WINDOW_ROWS)
 
 
 def _present_weight(column: Column, values: tf.Tensor) -> tf.Tensor:
@@ -325,25 +365,42 @@ def _if_present(inputs: dict[str, tf.Tensor], present: tf.Tensor) -> dict[str, t
     return {name: zeroed(values) for name, values in inputs.items()}
 
 
+_TABLES = (
+    tf.TensorSpec([None], tf.string, name="files"),
+    tf.TensorSpec([None, 4], tf.int64, name="blocks"),
+    tf.TensorSpec([None], tf.int64, name="block_rows"),
+    tf.TensorSpec([4, None, None], tf.int64, name="ranges"),
+    tf.TensorSpec([], tf.int64, name="window"),
+)
+
+
+def _tables(index: SplitIndex, plan: EpochPlan) -> list[tf.Tensor]:
+    """Returns what a `_WindowReader` finds the rows of the plan's windows by."""
+    ranges = np.stack([plan.first, plan.last, plan.skip, plan.size])
+    return [tf.constant(table) for table in (index.files, plan.blocks, plan.rows, ranges)]
+
+
 class _WindowReader:
-    """Reads, decodes, shuffles and hashes one window of a plan, as [window steps * replicas, batch, ...] tensors."""
+    """Reads, decodes, shuffles and hashes one window of a plan, as [window steps * replicas, batch, ...] tensors.
+
+    Of the plan it keeps only lanes and sizes, which all ordered plans for one batch share; the rest are the tables.
+    """
 
     def __init__(self, reader: Reader, plan: EpochPlan, seed: tuple[int, int] | None, replicas: int) -> None:
         self._reader, self._plan, self._seed, self._replicas = reader, plan, seed, replicas
-        self._files = tf.constant(reader.index.files)
-        self._blocks, self._rows = tf.constant(plan.blocks), tf.constant(plan.rows)
-        self._ranges = tf.constant(np.stack([plan.first, plan.last, plan.skip, plan.size]))
 
-    def __call__(self, window: tf.Tensor) -> tuple:
-        first, last, skip, size = tf.unstack(self._ranges[:, window])
+    def __call__(
+        self, files: tf.Tensor, blocks: tf.Tensor, block_rows: tf.Tensor, ranges: tf.Tensor, window: tf.Tensor
+    ) -> tuple:
+        first, last, skip, size = tf.unstack(ranges[:, window])
         block_ids = tf.ragged.range(first, last)
-        blocks, kept = (tf.gather(table, block_ids.flat_values) for table in (self._blocks, self._rows))
+        blocks, kept = (tf.gather(table, block_ids.flat_values) for table in (blocks, block_rows))
         lane_rows = tf.reduce_sum(tf.RaggedTensor.from_row_splits(kept, block_ids.row_splits), axis=1)
         base = tf.cumsum(lane_rows, exclusive=True) + skip
         rows, present = self._row_order(window, base, size)
 
         decode = PARSERS[self._reader.index.record_format]
-        records = read_blocks(self._files, blocks).batch(tf.reduce_sum(blocks[:, 2])).get_single_element()
+        records = read_blocks(files, blocks).batch(tf.reduce_sum(blocks[:, 2])).get_single_element()
         columns = decode(records, self._reader.columns)
         if self._reader.sampling and self._seed:
             chosen = self._reader.sampling.choose(blocks, kept, self._reader.levels, columns, self._seed)

@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from hm3_tf.errors import DataError, Hm3Error
 
+_STAGED = ".tmp-"  # in the names of outputs that are not complete
+
 
 def is_remote(path: str) -> bool:
     """Whether a path names a file system other than this machine's."""
@@ -34,6 +36,11 @@ def open_file_system(path: str) -> None:
             f"{path}: expected tensorflow-io for a remote path, but it does not load beside TensorFlow "
             f"{tf.__version__} ({reason}); use tensorflow 2.16-2.17 with tensorflow-io 0.37.1, or a local path"
         ) from error
+
+
+def absolute(path: str) -> str:
+    """Returns a path that means the same in every directory, and on every machine that shares it."""
+    return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
 
 
 def join(folder: str, *names: str) -> str:
@@ -96,7 +103,7 @@ def staged_file(path: str) -> Iterator[str]:
     if tf.io.gfile.isdir(path):
         raise Hm3Error(f"{path}: expected the name of a file to write, got a folder; name a file in it")
     make_folder(os.path.dirname(path) or ".")
-    temporary = f"{path}.tmp-{os.getpid()}"
+    temporary = f"{path}{_STAGED}{os.getpid()}"
     try:
         with explained(path):
             yield temporary
@@ -104,6 +111,22 @@ def staged_file(path: str) -> Iterator[str]:
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
+
+
+def remove_staged_files(folder: str, suffix: str) -> None:
+    """Removes what killed processes left of their `staged_file`s in a folder into which no other process writes such files.
+
+    Args:
+      folder: The folder; it exists.
+      suffix: What the names of the files end in.
+
+    Raises:
+      Hm3Error: The folder cannot be written.
+    """
+    with explained(folder):
+        for name in tf.io.gfile.listdir(folder):
+            if f"{suffix}{_STAGED}" in name:
+                tf.io.gfile.remove(join(folder, name))
 
 
 @contextlib.contextmanager
@@ -123,7 +146,7 @@ def staged_folder(path: str) -> Iterator[str]:
     open_file_system(path)
     if tf.io.gfile.exists(path) and not (tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)):
         raise Hm3Error(f"{path}: expected a new or empty folder, found files; remove them or name another folder")
-    temporary = f"{path}.tmp-{os.getpid()}"
+    temporary = f"{path}{_STAGED}{os.getpid()}"
     try:
         with explained(path):
             tf.io.gfile.makedirs(temporary)

@@ -98,8 +98,9 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
 def _convert(values: flags.FlagValues) -> None:
     from data_pipeline import schema as schemas
     from data_pipeline import storage
-    from data_pipeline.convert import convert, day_rule, parse_split
+    from data_pipeline.convert import convert
     from data_pipeline.sources import open_source
+    from data_pipeline.split_rules import day_rule, parse_split
 
     schema = None
     if values.schema:
@@ -117,7 +118,7 @@ def _convert(values: flags.FlagValues) -> None:
     if values.engine == "ray":
         from data_pipeline.ray_convert import convert_on_ray
 
-        path = os.path.abspath(values.input)  # the same on every machine
+        path = storage.absolute(values.input)
         source = open_source(values.source, path, schema, values.behaviors, values.groups, ignored)
         splits = convert_on_ray(source, values.output_dir, rule, address=values.ray_address, **options)
     else:
@@ -151,9 +152,11 @@ def _train(values: flags.FlagValues) -> None:
     termination = Termination()
     with termination.watched(), termination.ends_at_once("told to end (SIGTERM) before or after the steps of training"):
         from hm3_tf.train import train_and_evaluate
+        from hm3_tf.warm_start import WarmStart
 
-        warm_start = values.warm_start_from, values.warm_start_optimizer
-        figures = train_and_evaluate(values.config, values.data_dir, values.workdir, *warm_start)
+        earlier = values.warm_start_from
+        warm_start = WarmStart(earlier, values.warm_start_optimizer) if earlier else None
+        figures = train_and_evaluate(values.config, values.data_dir, values.workdir, warm_start)
     if figures is None:
         return
     print(f"trained {values.workdir}")
@@ -196,15 +199,25 @@ def _open_split(run, values: flags.FlagValues):
 def _define_predict(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     _define_split(values)
     values["split"].help = "Split to predict."
-    values["output"].help = "Parquet file to write."
+    values["output"].help = "Parquet file to write, if its name ends in .parquet; else a folder for a file a shard."
+    _choice(values, "engine", "local", ("local", "ray"), "local: this process; ray: a Ray cluster, shard by shard.")
+    _define_ray_address(values)
 
 
 def _predict(values: flags.FlagValues) -> None:
-    from hm3_tf.predict import predict_run
     from hm3_tf.workdir import open_workdir
 
+    _refuse_idle_address(values)
     run = open_workdir(values.workdir)
-    rows = predict_run(run, _open_split(run, values), values.output)
+    index = _open_split(run, values)
+    if values.engine == "ray":
+        from hm3_tf.predict_ray import predict_on_ray
+
+        rows = predict_on_ray(run, index, values.output, values.ray_address)
+    else:
+        from hm3_tf.predict import predict_run
+
+        rows = predict_run(run, index, values.output)
     print(f"wrote {values.output}: {rows:,} rows")
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import socket
 import threading
 import time
@@ -28,6 +29,7 @@ _SAID_AFTER_S = 20.0  # without all workers, before it is said who is missing
 _LOOK_S = 0.5
 _CHIEF_SILENT_S = 10.0  # after which the chief has ended; it is silent for a moment when TensorFlow takes its port over
 _GREETING = b"hm3 "  # before the digest of the cluster
+_PORTS = range(10_000, 32_768)  # below those that Linux gives to connections by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +236,18 @@ def await_end_of_chief(cluster: Cluster) -> None:
             silent_since = None
         elif silent_since is None:
             silent_since = time.monotonic()
+
+
+def free_addresses(count: int) -> tuple[str, ...]:
+    """Returns addresses of this machine that nothing listens at, "127.0.0.1:port"; other connections do not take such ports."""
+    found: list[str] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            break
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            found.append(f"127.0.0.1:{port}")
+    return tuple(found)
 
 
 def _named(addresses: set[str], cluster: Cluster) -> str:

@@ -5,7 +5,6 @@ import glob
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,12 +12,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
-from hm3_tf.cluster import Cluster
+from hm3_tf.cluster import Cluster, free_addresses
 from hm3_tf.errors import Hm3Error, LostWorkerError, PreemptionError, UsageError
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRAM = (sys.executable, "-m", "hm3_tf.launched")
-_HOST = "127.0.0.1"
 LOOK_S = 0.2
 OTHERS_END_S = 10.0  # for the others to end by themselves when one has failed
 SAVED_S = 300.0  # for all to write a checkpoint and end when told to
@@ -144,14 +142,6 @@ def _devices_of(workers: int) -> list[str] | None:
     return [",".join(devices[i * share : (i + 1) * share]) for i in range(workers)]
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((_HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 class _Group:
     """The processes of one start; none of them is left when the block ends, however it does.
 
@@ -176,7 +166,7 @@ class _Group:
         max_restarts: int,
     ) -> None:
         self._command = [*_PROGRAM, *worker_arguments(arguments, "parameter_server" if servers else "multi_worker")]
-        addresses = tuple(f"{_HOST}:{port}" for port in _free_ports(workers + servers + bool(servers)))
+        addresses = free_addresses(workers + servers + bool(servers))
         self._tasks = [Cluster(addresses, index, servers) for index in range(len(addresses))]
         self._devices, self._max_restarts, self.restarts = devices, max_restarts, 0
         self.names = [task.name for task in self._tasks]

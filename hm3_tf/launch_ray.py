@@ -121,7 +121,7 @@ def _trainer(ray: Any, job: _Job, max_restarts: int, workdir: str) -> Any:
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=workdir if storage.is_remote(workdir) else os.path.abspath(workdir),
+            storage_path=storage.absolute(workdir),
             failure_config=FailureConfig(max_failures=max_restarts),
         ),
     )

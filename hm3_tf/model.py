@@ -176,6 +176,11 @@ def _targets(levels: Sequence[str]) -> dict[str, tuple[str, str]]:
     }
 
 
+def probability_names(levels: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of `probabilities`, in order."""
+    return tuple(_targets(levels))
+
+
 def probabilities(predictions: dict[str, Any], levels: Sequence[str]) -> dict[str, tf.Tensor]:
     """Returns what a model is asked for.
 

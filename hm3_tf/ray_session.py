@@ -39,7 +39,7 @@ def connected(address: str | None, cpus: int) -> Iterator[Any]:
         options: dict[str, Any] = {"address": address, "logging_level": "WARNING", "log_to_driver": False}
         if address is None:
             for name, value in {**_LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
-                os.environ.setdefault(name, value)
+                os.environ.setdefault(name, value)  # for good: a process reads them once
             folder = tempfile.mkdtemp(prefix="hm3-ray-")
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus, "_temp_dir": folder}

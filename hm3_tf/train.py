@@ -16,6 +16,7 @@ from data_pipeline.folder import DataFolder, explained_read_errors
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader, lane_count
 from data_pipeline.sampling import NegativeSampling, count_clicked_rows
+from hm3_tf.checkpoints import Checkpoints
 from hm3_tf.config import BEST_FIGURES, Config, checked, to_json
 from hm3_tf.distribute import (
     SAVE,
@@ -35,6 +36,7 @@ from hm3_tf.parameter_server import Scheduler, serve_chief, serves_chief
 from hm3_tf.preemption import Termination
 from hm3_tf.progress import Progress
 from hm3_tf.tables import metrics_table
+from hm3_tf.warm_start import WarmStart
 from hm3_tf.workdir import Workdir, claim_workdir, lock
 
 _LOGGER = logging.getLogger(__name__)
@@ -107,56 +109,16 @@ class Trainer(keras.callbacks.Callback):
                 ("calibrate", "fit it on") if self._config.calibrate else ("early_stopping_epochs", "stop by")
             )
             raise ConfigError(f"training.{field}: expected a validation split to {purpose}, found none in {data.path}")
-        self._position = {name: tf.Variable(0, dtype=tf.int64, name=name) for name in ("step", "epoch", "epoch_step")}
         lanes = lane_count(self._config.global_batch_size, self._workers)
-        order = {"log": index.fingerprint, "lanes": lanes}  # what a step reads depends on them and the seed
-        self._order = {name: tf.Variable(value, dtype=tf.int64, name=name) for name, value in order.items()}
-        self._best = {"value": tf.Variable(-math.inf, dtype=tf.float64), "epoch": tf.Variable(0, dtype=tf.int64)}
-        sums = self._model.loss_meter.sums
-        self._epoch_sums = tf.Variable(tf.zeros_like(sums))  # of the losses of the epoch's steps before the checkpoint
-        self._sums_before = tf.zeros_like(sums)  # of the steps of the epoch that another process took
-        checkpoint = tf.train.Checkpoint(
-            network=self._model.network,
-            optimizer=self._model.optimizer,
-            position=self._position,
-            order=self._order,
-            best=self._best,
-            epoch_sums=self._epoch_sums,
-        )
-        self._latest = tf.train.CheckpointManager(checkpoint, run.file("checkpoints"), self._config.keep_checkpoints)
-        best = tf.train.Checkpoint(network=self._model.network)
-        self._best_checkpoint = tf.train.CheckpointManager(best, run.file("checkpoints", "best"), 1)
-        for each in (checkpoint, best):
-            _ = each.save_counter  # made by all: within a step the chief alone would make a variable of all workers
-        if self._latest.latest_checkpoint:
-            checkpoint.restore(self._latest.latest_checkpoint).assert_existing_objects_matched()
-            self._refuse_other_order(order)
-            self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
-            self._sums_before = self._epoch_sums.read_value()
-            _LOGGER.info("resuming at step %d from %s", self._at("step"), self._latest.latest_checkpoint)
+        self._checkpoints = Checkpoints(run, self._model, {"log": index.fingerprint, "lanes": lanes})
+        self._sums_before = tf.zeros_like(self._model.loss_meter.sums)  # of the epoch's steps that another process took
+        if self._checkpoints.restore():
+            self._timer = self._epoch_start = (time.monotonic(), self._checkpoints.step)
+            self._sums_before = self._checkpoints.epoch_sums
         elif run.warm_start:
             run.warm_start.load(self._model)
             _LOGGER.info("starting from step %d of %s", run.warm_start.step, run.warm_start.workdir)
-        check_same(strategy, str(self._at("step")), "latest checkpoint")
-
-    def _refuse_other_order(self, order: dict[str, int]) -> None:
-        """Refuses to resume on another log, or within an epoch whose steps would have other rows."""
-        saved = {name: int(variable.numpy()) for name, variable in self._order.items()}
-        if saved["log"] != order["log"]:
-            raise Hm3Error(
-                f"{self._run.path}: expected the log of the run it holds, but the training shards in {self._run.data_dir} "
-                "are of other sizes; use another --workdir, or the same log"
-            )
-        if saved["lanes"] != order["lanes"] and self._at("epoch_step"):
-            raise Hm3Error(
-                f"{self._run.path}: expected to resume epoch {self._at('epoch') + 1} with a number of workers that reads "
-                f"{saved['lanes']} lanes, got one that reads {order['lanes']}; resume with the former number of workers"
-            )
-        for name, variable in self._order.items():
-            variable.assign(order[name])
-
-    def _at(self, name: str) -> int:
-        return int(self._position[name].numpy())
+        check_same(strategy, str(self._checkpoints.step), "latest checkpoint")
 
     def train(self) -> dict[str, Any]:
         """Trains to the end of the epochs, of the steps, or of patience.
@@ -180,11 +142,11 @@ class Trainer(keras.callbacks.Callback):
     def _train(self) -> dict[str, Any]:
         if self._chief:
             self._run.write()
-        self._log = MetricsLog(self._run, self._at("step"), self._at("epoch")) if self._chief else None
+        self._log = MetricsLog(self._run, self._checkpoints.step, self._checkpoints.epoch) if self._chief else None
         if self._strategy.num_replicas_in_sync > 1:
             self._plan_exchange()
         figures: dict[str, Any] = {}
-        if self._at("step") and (self._is_between_epochs or self._has_all_steps):
+        if self._checkpoints.step and (self._is_between_epochs or self._has_all_steps):
             figures = self._validate()  # again: what followed the checkpoint, which is written before, is lost
         while not self._is_finished():
             if self._day_evaluator and self._is_between_epochs:
@@ -193,21 +155,21 @@ class Trainer(keras.callbacks.Callback):
             self._save()
             figures = self._validate()
         if self._log:
-            self._log.end(self._at("step"))
+            self._log.end(self._checkpoints.step)
         return figures
 
     @property
     def _is_between_epochs(self) -> bool:
-        return not self._at("epoch_step")
+        return not self._checkpoints.epoch_step
 
     @property
     def _has_all_steps(self) -> bool:
-        return bool(self._config.max_steps) and self._at("step") >= self._config.max_steps
+        return bool(self._config.max_steps) and self._checkpoints.step >= self._config.max_steps
 
     @property
     def _reader(self) -> Reader:
         """Of the rows of this epoch: all, or those of a day."""
-        return self._readers[self._at("epoch") % len(self._readers)]
+        return self._readers[self._checkpoints.epoch % len(self._readers)]
 
     @property
     def _epoch_steps(self) -> int:
@@ -241,30 +203,29 @@ class Trainer(keras.callbacks.Callback):
 
     def _is_finished(self) -> bool:
         patience = self._config.early_stopping_epochs
-        stale = bool(patience) and self._at("epoch") - int(self._best["epoch"].numpy()) >= patience
-        return stale or self._has_all_steps or self._at("epoch") >= self._config.epochs * len(self._readers)
+        stale = bool(patience) and self._checkpoints.epochs_since_best >= patience
+        return stale or self._has_all_steps or self._checkpoints.epoch >= self._config.epochs * len(self._readers)
 
     def _evaluate_day(self, evaluator: Evaluator) -> None:
         """Evaluates the day that comes next, before anything is trained on it."""
-        day, step = self._days[self._at("epoch")], self._at("step")
+        day, step = self._days[self._checkpoints.epoch], self._checkpoints.step
         with self._termination.ends_at_once(self._preempted()):
             figures = evaluator()
         if self._log and not self._log.has("progressive", step):
-            self._log.write({"step": step, "epoch": self._at("epoch"), "day": day, "progressive": figures})
+            self._log.write({"step": step, "epoch": self._checkpoints.epoch, "day": day, "progressive": figures})
             _LOGGER.info("before training on it: %s", metrics_table({"split": day, **figures}))
 
     def _train_epoch(self) -> None:
-        config, epoch, start = self._config, self._at("epoch"), self._at("epoch_step")
+        config, epoch, start = self._config, self._checkpoints.epoch, self._checkpoints.epoch_step
         count = self._epoch_steps - start
         if config.reset_embeddings and epoch and not start:
             self._model.reset_embeddings(epoch)
         if config.max_steps:
-            count = min(count, config.max_steps - self._at("step"))
-        self._last_step = self._at("step") + count
+            count = min(count, config.max_steps - self._checkpoints.step)
+        self._last_step = self._checkpoints.step + count
         self._fit(epoch, start, count)
         if start + count == self._epoch_steps:
-            self._position["epoch"].assign_add(1)
-            self._position["epoch_step"].assign(0)
+            self._checkpoints.end_epoch()
 
     def _fit(self, epoch: int, start: int, count: int) -> None:
         """Takes `count` steps of an epoch from step `start` on.
@@ -276,8 +237,8 @@ class Trainer(keras.callbacks.Callback):
         progress = Progress(title, self._epoch_steps, "steps", done=start)
         with progress as self._progress, explained_read_errors(self._reader.index):
             self._since = tf.zeros_like(self._sums_before)
-            self._sums_before = self._epoch_sums.read_value() if start else self._since
-            self._timer = self._epoch_start = (time.monotonic(), self._at("step"))
+            self._sums_before = self._checkpoints.epoch_sums if start else self._since
+            self._timer = self._epoch_start = (time.monotonic(), self._checkpoints.step)
             if self._scheduler:
                 self._schedule_steps(self._scheduler, epoch, start, start + count)
             else:
@@ -285,7 +246,7 @@ class Trainer(keras.callbacks.Callback):
                     lambda context: self._batches(self._reader, context, epoch, start)
                 )
                 self._model.fit(dataset, steps_per_epoch=count, callbacks=[self], verbose=0)
-        taken = self._at("step") - self._epoch_start[1]
+        taken = self._checkpoints.step - self._epoch_start[1]
         if taken < count and self._agreement.heard()[STOP]:
             self._save()
             raise PreemptionError(self._preempted())
@@ -301,10 +262,10 @@ class Trainer(keras.callbacks.Callback):
         take_stretch = scheduler.stretch_of(lambda first, steps: self._batches(reader, alone, epoch, first, steps))
         self._model.reset_metrics()
         while start < end and not self._agreement.heard()[STOP]:
-            next_save = start + every - self._at("step") % every
+            next_save = start + every - self._checkpoints.step % every
             for steps in scheduler.take(take_stretch, start, min(end, next_save), length, self._is_asked):
                 self._advance(steps)
-            start = self._at("epoch_step")
+            start = self._checkpoints.epoch_step
             if start < end and not self._agreement.heard()[STOP]:
                 self._save()
 
@@ -314,13 +275,13 @@ class Trainer(keras.callbacks.Callback):
         return any(self._agreement.heard())
 
     def _preempted(self) -> str:
-        if not self._at("step"):
+        if not self._checkpoints.step:
             return (
                 f"{self._run.path}: told to end (SIGTERM) before the first step; the same command starts the run again"
             )
         written = "is written" if self._chief else "is written by worker 0"
         return (
-            f"{self._run.path}: told to end (SIGTERM) at step {self._at('step')}, whose checkpoint {written}; the same "
+            f"{self._run.path}: told to end (SIGTERM) at step {self._checkpoints.step}, whose checkpoint {written}; the same "
             "command goes on from it"
         )
 
@@ -338,7 +299,7 @@ class Trainer(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and saves at their intervals."""
         self._advance(1)
-        step = self._at("step")
+        step = self._checkpoints.step
         if step == self._last_step:  # saved when the position is that of the next epoch
             return
         heard = self._agreement.heard()
@@ -349,10 +310,9 @@ class Trainer(keras.callbacks.Callback):
 
     def _advance(self, steps: int) -> None:
         """Goes on by steps that were taken; logs if an interval ended with one of them."""
-        for name in ("step", "epoch_step"):
-            self._position[name].assign_add(steps)
+        self._checkpoints.advance(steps)
         self._progress.advance(steps)
-        if self._at("step") % self._config.log_every_steps < steps:
+        if self._checkpoints.step % self._config.log_every_steps < steps:
             self._log_interval()
 
     def _interval_figures(self) -> dict[str, Any]:
@@ -363,20 +323,20 @@ class Trainer(keras.callbacks.Callback):
         """
         losses = self._model.loss_meter.means(self._since)
         self._since = self._model.loss_meter.sums.read_value()
-        now, step = time.monotonic(), self._at("step")
+        now, step = time.monotonic(), self._checkpoints.step
         then, last_step = self._timer
         self._timer = (now, step)
         if not all(math.isfinite(loss) for loss in losses.values()):
             raise Hm3Error(
                 f"training: expected a finite loss, got {losses} in steps {last_step + 1} to {step}; lower "
                 "training.learning_rate, or look for extreme numbers or weights in the log; the last good checkpoint "
-                f"is {self._latest.latest_checkpoint}"
+                f"is {self._checkpoints.latest}"
             )
         rows = (step - last_step) * self._config.global_batch_size
         loss = losses.pop("loss")
         return {
             "step": step,
-            "epoch": self._at("epoch"),
+            "epoch": self._checkpoints.epoch,
             "loss": loss,
             "examples_per_second": rows / max(now - then, 1e-9),
             "losses": losses,
@@ -389,23 +349,22 @@ class Trainer(keras.callbacks.Callback):
 
     def _save(self) -> None:
         self._log_interval()
-        self._epoch_sums.assign(self._sums_before + self._model.loss_meter.sums)
+        self._checkpoints.note_sums(self._sums_before + self._model.loss_meter.sums)
         if self._chief:
-            with storage.explained(self._run.file("checkpoints")):
-                self._latest.save(self._at("step"))
+            self._checkpoints.save()
         self._agreement.forget()
         self._saved_at = time.monotonic()
 
     def _log_interval(self) -> None:
         """Logs what is not logged yet, so that no checkpoint is written after a loss that is not finite."""
-        if self._timer[1] == self._at("step"):
+        if self._timer[1] == self._checkpoints.step:
             return
         if self._model.loss_meter.rows(self._since) > 0:  # else workers ahead put them into the line before
             self._write(self._interval_figures())
 
     def _validate(self) -> dict[str, Any]:
         """Logs the end of an epoch or of `max_steps`, evaluates, and keeps the best weights."""
-        step, epoch, ended = self._at("step"), self._at("epoch"), self._is_between_epochs
+        step, epoch, ended = self._checkpoints.step, self._checkpoints.epoch, self._is_between_epochs
         losses = self._model.loss_meter.means(-self._sums_before)
         line = {"step": step, "epoch": epoch - ended, "epoch_end": ended, "loss": losses.pop("loss"), "losses": losses}
         rows = (step - self._epoch_start[1]) * self._config.global_batch_size
@@ -419,14 +378,10 @@ class Trainer(keras.callbacks.Callback):
         self._write_end({**line, "validation_seconds": time.monotonic() - start, "validation": figures})
         target, _, figure = self._config.best_metric.partition(".")
         value = figures.get(target, figures["levels"].get(target))[figure]
-        best = self._best["value"].numpy()
         if value is None:
             _LOGGER.warning("validation: %s.%s does not exist: one class has no row", target, figure)
-        elif BEST_FIGURES[figure] * value > best:
-            self._best["value"].assign(BEST_FIGURES[figure] * value)
-            self._best["epoch"].assign(epoch)
-        if self._best["value"].numpy() > best or math.isinf(best):  # without a figure the latest weights are the best
-            self._save_best(step, self._evaluator.counts)
+        if self._checkpoints.note_figure(value if value is None else BEST_FIGURES[figure] * value):
+            self._save_best(self._evaluator.counts)
         return figures
 
     def _write_end(self, line: dict[str, Any]) -> None:
@@ -439,14 +394,13 @@ class Trainer(keras.callbacks.Callback):
             names = [f"validation/{name}" for name in ("pctr", *between, "pctcvr", "pcvr")]
             self._log.write_curves(dict(zip(names, self._evaluator.counts)), line["step"])
 
-    def _save_best(self, step: int, counts: list[np.ndarray]) -> None:
+    def _save_best(self, counts: list[np.ndarray]) -> None:
         """Saves the weights, with the calibration that fits them; training goes on without it."""
         layer = self._model.network.get_layer("hm3/calibration") if self._config.calibrate else None
         if layer:
             layer.fit(counts)
-        if self._chief and not (self._best_checkpoint.latest_checkpoint or "").endswith(f"-{step}"):
-            with storage.explained(self._run.file("checkpoints")):
-                self._best_checkpoint.save(step)
+        if self._chief:
+            self._checkpoints.save_best()
         if layer:
             layer.reset()
 
@@ -455,8 +409,7 @@ def open_trainer(
     config: Config,
     data_dir: str,
     workdir: str,
-    warm_start_from: str | None = None,
-    warm_start_optimizer: str = "keep",
+    warm_start: WarmStart | None = None,
 ) -> Trainer:
     """Returns the trainer of a run, ready to start or to resume.
 
@@ -464,8 +417,7 @@ def open_trainer(
       config: The run's config.
       data_dir: The data folder.
       workdir: The run's directory; one that holds a run of the same config is resumed.
-      warm_start_from: Directory of an earlier run from whose latest model the run starts, or None.
-      warm_start_optimizer: Whether the state of its optimizer goes on too: `keep` or `reset`.
+      warm_start: The earlier run from whose model the run starts, or None.
 
     Returns:
       The trainer.
@@ -479,7 +431,7 @@ def open_trainer(
         chief = input_context(strategy).input_pipeline_id == 0
         keras.utils.set_random_seed(config.training.seed)
         data = DataFolder.open(data_dir)
-        run = claim_workdir(workdir, config, data, warm_start_from, warm_start_optimizer)
+        run = claim_workdir(workdir, config, data, warm_start)
         check_shared(strategy, workdir)
         check_same(strategy, f"{to_json(config)} {run.warm_start}", "config")
         if chief:
@@ -491,8 +443,7 @@ def train_and_evaluate(
     config: Config,
     data_dir: str,
     workdir: str,
-    warm_start_from: str | None = None,
-    warm_start_optimizer: str = "keep",
+    warm_start: WarmStart | None = None,
 ) -> dict[str, Any] | None:
     """Trains a run and evaluates it on validation after each epoch.
 
@@ -500,8 +451,7 @@ def train_and_evaluate(
       config: The run's config.
       data_dir: The data folder.
       workdir: The run's directory; one that holds a run of the same config is resumed.
-      warm_start_from: Directory of an earlier run from whose latest model the run starts, or None.
-      warm_start_optimizer: Whether the state of its optimizer goes on too: `keep` or `reset`.
+      warm_start: The earlier run from whose model the run starts, or None.
 
     Returns:
       Figures of the last validation, see `Evaluator`; empty without a validation split. None in a worker or server that only
@@ -515,4 +465,4 @@ def train_and_evaluate(
             storage.open_file_system(path)
         serve_chief(config.distribution)
         return None
-    return open_trainer(config, data_dir, workdir, warm_start_from, warm_start_optimizer).train()
+    return open_trainer(config, data_dir, workdir, warm_start).train()

@@ -21,17 +21,17 @@ class WarmStart:
     """Where the first weights of a run come from.
 
     Attributes:
-      workdir: Directory of the earlier run, as an absolute path or URL.
-      step: Steps after which that run had them: those of its latest checkpoint when this run started.
-      optimizer: `keep` its state (the moments and the count of the steps) or `reset` it.
+      workdir: Directory of the earlier run.
+      optimizer: `keep` the state of its optimizer (the moments and the count of the steps) or `reset` it.
+      step: Steps after which that run had them: those of its latest checkpoint when this run started; None before that.
 
     Raises:
       ConfigError: `optimizer` is neither.
     """
 
     workdir: str
-    step: int
     optimizer: str = "keep"
+    step: int | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:

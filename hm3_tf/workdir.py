@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -91,26 +90,42 @@ class Workdir:
             raise Hm3Error(f"{self.path}: expected a checkpoint, found none; run hm3 train on this workdir first")
         return found[0]
 
-    def trained_model(self) -> ConversionModel:
-        """Returns the run's model with its best weights: best on validation, else the latest.
+    def best_checkpoint(self) -> str:
+        """Returns the path of the run's best weights: best on validation, else the latest.
 
         Raises:
           Hm3Error: The run has no checkpoint.
         """
-        found = self._checkpoint(self.file("checkpoints", "best"), self.file("checkpoints"))
-        model = self.build_model()
-        tf.train.Checkpoint(network=model.network).restore(found).assert_existing_objects_matched().expect_partial()
+        return self._checkpoint(self.file("checkpoints", "best"), self.file("checkpoints"))
+
+    def trained_model(self, checkpoint: str | None = None) -> ConversionModel:
+        """Returns the run's model with the weights of a checkpoint, by default the best.
+
+        Raises:
+          Hm3Error: The run has no checkpoint, or that one is gone.
+        """
+        checkpoint, model = checkpoint or self.best_checkpoint(), self.build_model()
+        try:
+            restored = tf.train.Checkpoint(network=model.network).restore(checkpoint)
+        except tf.errors.NotFoundError as error:
+            raise Hm3Error(
+                f"{checkpoint}: expected the checkpoint that was there at the start, found none: the run is being trained; "
+                "wait for its end"
+            ) from error
+        restored.assert_existing_objects_matched().expect_partial()
         return model
 
 
 @contextlib.contextmanager
-def lock(path: str) -> Iterator[None]:
+def lock(path: str, flag: str = "--workdir", name: str = LOCK_FILE) -> Iterator[None]:
     """Holds a directory for one process within the block; the lock ends with the process, however that ends.
 
     A remote directory has no locks.
 
     Args:
       path: The directory; made if need be.
+      flag: The flag that names it, for the error.
+      name: Of the file that is locked, which stays.
 
     Raises:
       Hm3Error: Another process works in the directory, or it cannot be written.
@@ -121,12 +136,12 @@ def lock(path: str) -> Iterator[None]:
     storage.make_folder(path)
     with contextlib.ExitStack() as stack:
         with storage.explained(path):
-            file = stack.enter_context(open(storage.join(path, LOCK_FILE), "w"))
+            file = stack.enter_context(open(storage.join(path, name), "w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Hm3Error(
-                f"{path}: expected no other work here, but a process holds {LOCK_FILE}; wait for it, or use another --workdir"
+                f"{path}: expected no other work here, but a process holds {name}; wait for it, or use another {flag}"
             ) from error
         yield
 
@@ -161,17 +176,14 @@ def open_workdir(path: str) -> Workdir:
         raise DataError(f"{path}: expected the files of a run, got {error!r} in {RUN_FILE}; {remedy}") from error
 
 
-def claim_workdir(
-    path: str, config: Config, data: DataFolder, warm_start_from: str | None = None, warm_start_optimizer: str = "keep"
-) -> Workdir:
+def claim_workdir(path: str, config: Config, data: DataFolder, warm_start: WarmStart | None = None) -> Workdir:
     """Returns the directory of a run that starts or resumes; nothing is written before `Workdir.write`.
 
     Args:
       path: Its path; made if need be.
       config: The run's config.
       data: The log it trains on.
-      warm_start_from: Directory of an earlier run from whose latest model it starts, or None.
-      warm_start_optimizer: Whether the state of its optimizer goes on too: `keep` or `reset`.
+      warm_start: The earlier run from whose latest model it starts, or None.
 
     Returns:
       The directory.
@@ -179,20 +191,22 @@ def claim_workdir(
     Raises:
       Hm3Error: The directory holds a run of another config, another log or another start, or the earlier run has no
         checkpoint.
-      ConfigError: The model is not that of the earlier run, or `warm_start_optimizer` is neither.
+      ConfigError: The model is not that of the earlier run.
     """
     storage.open_file_system(path)
-    data_dir, earlier_dir = _absolute(data.path), warm_start_from and _absolute(warm_start_from)
+    data_dir = storage.absolute(data.path)
+    if warm_start:
+        warm_start = dataclasses.replace(warm_start, workdir=storage.absolute(warm_start.workdir))
     if tf.io.gfile.exists(storage.join(path, CONFIG_FILE)):
         before = open_workdir(path)
         _refuse_other_run(before, config, data)
-        _refuse_other_start(before, earlier_dir, warm_start_optimizer)
+        _refuse_other_start(before, warm_start)
         return dataclasses.replace(before, config=config, data_dir=data_dir)
-    if not earlier_dir:
+    if not warm_start:
         return Workdir(path, config, data.schema, _first_statistics(config, data), data_dir)
-    earlier = open_workdir(earlier_dir)
-    check_same_network(config, data.schema, earlier.config, earlier.schema, earlier_dir)
-    warm_start = WarmStart(earlier_dir, earlier.latest_step(), warm_start_optimizer)
+    earlier = open_workdir(warm_start.workdir)
+    check_same_network(config, data.schema, earlier.config, earlier.schema, earlier.path)
+    warm_start = dataclasses.replace(warm_start, step=earlier.latest_step())
     return Workdir(path, config, data.schema, earlier.train, data_dir, warm_start)
 
 
@@ -202,13 +216,8 @@ def _first_statistics(config: Config, data: DataFolder) -> stats.SplitStatistics
     return data.statistics()["train"]
 
 
-def _absolute(path: str) -> str:
-    return path.rstrip("/") if storage.is_remote(path) else os.path.abspath(path)
-
-
-def _refuse_other_start(before: Workdir, earlier_dir: str | None, optimizer: str) -> None:
-    old = before.warm_start and (before.warm_start.workdir, before.warm_start.optimizer)
-    new = (earlier_dir, optimizer) if earlier_dir else None
+def _refuse_other_start(before: Workdir, warm_start: WarmStart | None) -> None:
+    old, new = (start and (start.workdir, start.optimizer) for start in (before.warm_start, warm_start))
     if new != old:
         raise Hm3Error(
             f"{before.path}: expected the --warm_start_from and --warm_start_optimizer of the run it holds ({old}), got {new}; "

@@ -23,7 +23,8 @@ FEATURES = ("user_id", "item_id", "city", "age", "gender", "power", "category", 
 TOWERS = (32, 16)
 WIDER = (80, 32)  # two towers of these have as many weights as six of the others
 LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # tried for each run
-PROPENSITY_CLIP = 100.0  # ten times the inverse of the click rate (docs/adr/0030-designs.md)
+INVERSE_CLICK_RATE = 10.0
+PROPENSITY_CLIP = 10 * INVERSE_CLICK_RATE  # docs/adr/0030-designs.md
 BATCH = 2_048
 VOLUMES = {"S": 244 * BATCH, "M": 732 * BATCH, "L": 1_587 * BATCH}  # 0.5, 1.5 and 3.25 million rows, as 1 : 3 : 6.5
 NAMES = {method: TITLES[method] for method in ("base", "esmm", "esm2", "gmcm", "esm2_mi", "hm3_r", "hm3")}
@@ -57,6 +58,7 @@ def configs(
     loss_weight: float = 1.0,
     edge: float = 0.0,
     features: Sequence[str] = FEATURES,
+    propensities: bool = True,
 ) -> list[Config]:
     """Returns a config for each learning rate.
 
@@ -66,11 +68,18 @@ def configs(
       loss_weight: Of each loss after that of the click.
       edge: Weight of the full-path likelihood.
       features: Columns that are read.
+      propensities: Whether clicked rows are weighed by them, where the method does; else all by their mean.
     """
     weights = dict.fromkeys(METHODS[method].losses[1:], loss_weight) if loss_weight != 1 else {}
+    if not propensities:
+        weights["cvr"] = INVERSE_CLICK_RATE
     model = ModelConfig(method, tower_units=tuple(towers), dropout=0.0, embedding_dim=8, features=tuple(features))
     training = TrainingConfig(
-        global_batch_size=BATCH, epochs=1, loss_weights=weights, edge_loss_weight=edge, propensity_clip=PROPENSITY_CLIP
+        global_batch_size=BATCH,
+        epochs=1,
+        loss_weights=weights,
+        edge_loss_weight=edge,
+        propensity_clip=PROPENSITY_CLIP if propensities else 1.0,
     )
     return [
         Config(model, training=dataclasses.replace(training, learning_rate=learning_rate))
@@ -195,6 +204,8 @@ def paper() -> Plan:
     )
 
 
+EQUAL = "HM3+IPW, equal weights"
+WEIGHED = ("micro_direct", "latent_intent", "null_micro")
 DISTINCT = ("micro_direct", "reversed", "mixed_order", "latent_intent", "null_micro", "non_nested")
 SELECTION = {f"selection{rho:+.2f}": f"{rho:+.2f}" for rho in (-0.5, -0.25, 0.0, 0.25, 0.5)}
 
@@ -206,13 +217,14 @@ def worlds() -> Plan:
     runs |= {name: configs(method) for method, name in MODERN.items()}
     every = tuple(runs)
     runs |= {
+        EQUAL: configs("hm3_ipw", propensities=False),
         placed("BASE"): configs("base", features=(*FEATURES, "position")),
         placed(edge("HM3")): configs("hm3", edge=1.0, features=(*FEATURES, "position")),
     }
     positions = ("position_none", "graph_true", "position_strong")
     chosen = {
-        "graph_true": tuple(runs),
         **dict.fromkeys((*DISTINCT, *SELECTION), every),
+        **dict.fromkeys(WEIGHED, (*every, EQUAL)),
         **dict.fromkeys(positions, tuple(runs)),
     }
     logs = {world: Log(SimulatedLog(world, rows=VOLUMES["S"]), runs=chosen[world]) for world in chosen}
@@ -228,6 +240,11 @@ def worlds() -> Plan:
          ("HM3", "AUX"), (edge("HM3"), edge("AUX")), ("HM3", "HM3-R"), (edge("HM3"), edge("HM3-R"))],
         ("graph_true", *DISTINCT), {SOFT["CVR"]: "CVR"},
     )  # fmt: skip
+    tables["worlds_ipw"] = Steps(
+        "CVR AUC, what weighing clicked rows by propensities adds to HM3.",
+        [("HM3+IPW", "HM3"), ("HM3+IPW", EQUAL), (EQUAL, "HM3"), ("HM3+IPW", "ESCM2-IPW"), ("HM3+IPW", "GMCM")],
+        ("graph_true", *WEIGHED), {SOFT["CVR"]: "CVR"},
+    )  # fmt: skip
     bias = {"bias.unclicked": "bias", "soft_auc.pcvr_unclicked": "AUC"}
     tables["worlds_unclicked"] = Table("P(purchase if clicked) of unclicked impressions: mean of predicted less true, and AUC.",
                                        every, ["graph_true", "latent_intent"], bias)  # fmt: skip
@@ -241,7 +258,7 @@ def worlds() -> Plan:
             "bias.unclicked", "mean of predicted less true",
         )
     }  # fmt: skip
-    return Plan(logs, runs, seeds=10, test_rows=200_000, tuning_log="graph_true", tables=tables, plots=plots)
+    return Plan(logs, runs, seeds=6, test_rows=200_000, tuning_log="graph_true", tables=tables, plots=plots)
 
 
 def get_plan(name: str) -> Plan:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.convert import DayRule, SplitRule, threshold_rule
 from data_pipeline.records import ARROW_TYPES
 from data_pipeline.schema import Column, Schema
 from data_pipeline.simulate import DAYS, SimulatedLog
 from data_pipeline.sources.base import SourceBatch
+from data_pipeline.split_rules import DayRule, SplitRule, threshold_rule
 
 FIRST_DAY = np.datetime64("2022-05-01")
 

@@ -19,13 +19,14 @@ import tensorflow as tf
 import tf_keras as keras
 
 from data_pipeline import storage
-from data_pipeline.convert import convert, threshold_rule
+from data_pipeline.convert import convert
 from data_pipeline.folder import SCHEMA_FILE, DataFolder
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader
 from data_pipeline.schema import Schema
 from data_pipeline.simulate import POSITIONS, SimulatedLog
 from data_pipeline.sources.simulated import SimulatedSource
+from data_pipeline.split_rules import threshold_rule
 from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, to_json
 from hm3_tf.evaluate import group_column

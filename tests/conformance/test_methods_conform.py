@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from data_pipeline.convert import convert, fraction_rule
+from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.sources.base import SourceBatch
+from data_pipeline.split_rules import fraction_rule
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.config import Config, ModelConfig, TrainingConfig, from_json, to_json
 from hm3_tf.export import export_run

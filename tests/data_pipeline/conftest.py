@@ -10,10 +10,11 @@ import pytest
 import tensorflow as tf
 
 from data_pipeline import records
-from data_pipeline.convert import convert, parse_split
+from data_pipeline.convert import convert
 from data_pipeline.index import SplitIndex, load_index
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.sources.base import SourceBatch
+from data_pipeline.split_rules import parse_split
 from hm3_tf.features import HashedFeature, NumericFeature
 
 HASHING = Hashing(buckets=1_000)

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 
 from data_pipeline import schema as schemas
-from data_pipeline.convert import SPLITS, day_rule, fraction_rule, parse_split, threshold_rule
+from data_pipeline.convert import SPLITS
 from data_pipeline.folder import DataFolder
 from data_pipeline.records import RECORD_FORMATS
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
+from data_pipeline.split_rules import day_rule
 from data_pipeline.statistics import from_json
-from hm3_tf.errors import ConfigError, DataError, Hm3Error, UsageError
+from hm3_tf.errors import ConfigError, DataError, Hm3Error
 from tests.data_pipeline.conftest import COLUMNS, FIRST_ID, LEVELS, SCHEMA, convert_rows, make_rows, read_stored
 
 CLICK = Column("click", "int64", "behavior")
@@ -184,26 +185,6 @@ DAYS = ["2022-05-01", "2022-05-02", "2022-05-03", "2022-05-04", "2022-04-30"]
 EXPECTED = [0, 1, 2, 2, 0]  # validation from 2022-05-02, test from 2022-05-03
 
 
-@pytest.mark.parametrize(
-    "dates",
-    [
-        pa.array([int(day.replace("-", "")) for day in DAYS]),
-        pa.array([day.replace("-", "") for day in DAYS]),
-        pa.array(DAYS),
-        pa.array([f"{day}T23:59:59" for day in DAYS]),
-        pa.array([f"{day} 00:00:00" for day in DAYS]),
-        pa.array(np.array(DAYS, "datetime64[D]")),
-        pa.array(np.array([f"{day}T23:59:59.999" for day in DAYS], "datetime64[ms]")),
-        pa.array(np.array([f"{day}T00:00:00" for day in DAYS], "datetime64[us]")),
-        pa.array(DAYS).dictionary_encode(),
-    ],
-    ids=lambda dates: str(dates.type),
-)
-def test_a_date_split_puts_each_day_where_it_belongs(dates):
-    rule = parse_split("date:2022-05-02, 2022-05-03", "day", seed=0)
-    assert rule(pa.RecordBatch.from_pydict({"day": dates})).tolist() == EXPECTED
-
-
 def test_a_date_split_writes_each_row_to_its_split(tmp_path):
     rows = make_rows(300) | {"date": [int(DAYS[i % 5].replace("-", "")) for i in range(300)]}
     statistics = convert_rows(tmp_path / "out", rows, split="date:2022-05-02,2022-05-03")
@@ -228,55 +209,9 @@ def test_a_log_without_days_cannot_have_a_shard_for_each(tmp_path):
     assert "--shard_by_day: expected the column 'date' to split by, found none; did you mean 'data'?" in message
 
 
-def test_a_split_by_equal_dates_has_no_validation():
-    rule = parse_split("date:2022-05-03,2022-05-03", "day", seed=0)
-    assert rule(pa.RecordBatch.from_pydict({"day": DAYS})).tolist() == [0, 0, 2, 2, 0]
-
-
-def test_a_threshold_split_compares_numbers():
-    rule = threshold_rule("day", 5, 7)
-    assert rule(pa.RecordBatch.from_pydict({"day": [4, 5, 6, 7, 8]})).tolist() == [0, 1, 1, 2, 2]
-
-
 def test_a_split_column_that_is_missing_is_named_with_a_hint(tmp_path):
     message = error_of(tmp_path / "out", make_rows(5) | {"data": DAYS}, split="date:2022-05-02,2022-05-03")
     assert "--split: expected the column 'date' to split by, found none; did you mean 'data'?" in message
-
-
-def test_a_split_column_that_holds_no_dates_is_named():
-    rule = parse_split("date:2022-05-02,2022-05-03", "day", seed=0)
-    with pytest.raises(DataError, match="--split: expected dates in column 'day', as .*, got: .*yesterday"):
-        rule(pa.RecordBatch.from_pydict({"day": ["2022-05-01", "yesterday"]}))
-
-
-def test_a_row_without_a_date_is_refused():
-    rule = parse_split("date:2022-05-02,2022-05-03", "day", seed=0)
-    with pytest.raises(DataError, match="'day'"):
-        rule(pa.RecordBatch.from_pydict({"day": ["2022-05-01", None]}))
-
-
-def test_a_fraction_split_has_its_shares():
-    rule = parse_split("fraction:0.7,0.1,0.2", "", seed=0)
-    counts = np.bincount(rule(pa.RecordBatch.from_pydict({"x": range(40_000)})), minlength=3)
-    for count, share in zip(counts, (0.7, 0.1, 0.2)):
-        assert abs(count - 40_000 * share) < 4 * np.sqrt(40_000 * share * (1 - share))
-
-
-def test_a_fraction_of_zero_is_an_empty_split():
-    rule = fraction_rule((0.5, 0.0, 0.5), seed=0)
-    assert set(rule(pa.RecordBatch.from_pydict({"x": range(1_000)}))) == {0, 2}
-    assert not fraction_rule((1.0, 0.0, 0.0), seed=0)(pa.RecordBatch.from_pydict({"x": range(1_000)})).any()
-
-
-def test_a_fraction_split_depends_on_its_seed_and_not_on_the_batches():
-    rows = pa.RecordBatch.from_pydict({"x": range(1_000)})
-    whole, again, other = (fraction_rule((0.5, 0.3, 0.2), seed)(rows) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(whole, again)
-    assert np.mean(whole == other) < 0.5
-    rule = fraction_rule((0.5, 0.3, 0.2), 1)
-    parts = [rule(rows.slice(first, length)) for first, length in ((0, 1), (1, 499), (500, 500))]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-    np.testing.assert_array_equal(fraction_rule((0.5, 0.3, 0.2), 1, first_row=300)(rows.slice(300)), whole[300:])
 
 
 def test_every_row_is_in_exactly_one_split(tmp_path):
@@ -286,27 +221,6 @@ def test_every_row_is_in_exactly_one_split(tmp_path):
     ]
     assert sorted(row for part in parts for row in part) == [FIRST_ID + i for i in range(500)]
     assert all(part == sorted(part) for part in parts), "rows of a split keep their order"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "date",
-        "date:2022-05-02",
-        "date:2022-05-03,2022-05-02",
-        "date:2022-05-02,2022-05-03,2022-05-04",
-        "date:may,june",
-        "fraction:0.8,0.2",
-        "fraction:0.8,0.1,0.2",
-        "fraction:1.2,-0.1,-0.1",
-        "fraction:a,b,c",
-        "fractions:0.8,0.1,0.1",
-    ],
-)
-def test_a_split_that_cannot_be_understood_is_a_usage_error(text):
-    with pytest.raises(UsageError, match=rf"--split: expected date:.* or fraction:.* got {re.escape(repr(text))}"):
-        parse_split(text, "date", 0)
 
 
 # Labels that break the hierarchy: rows 1, 3 and 4 are pay without click, row 4 is qa without click too

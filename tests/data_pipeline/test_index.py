@@ -104,6 +104,24 @@ def test_shards_without_records_have_no_block(tmp_path):
     assert load_index(str(tmp_path)).blocks.tolist() == [[1, 0, 2, 2]]
 
 
+def test_a_shard_is_an_index_of_its_own(split):
+    whole = load_index(str(split))
+    shards = whole.shards()
+    assert [shard.rows for shard in shards] == [2_048, 1_452]
+    for i, shard in enumerate(shards):
+        assert (shard.files, shard.file_bytes) == (whole.files[i : i + 1], whole.file_bytes[i : i + 1])
+        np.testing.assert_array_equal(shard.blocks, scan(shard.files).blocks)
+    assert len({shard.fingerprint for shard in (whole, *shards)}) == 3
+
+
+def test_a_shard_without_records_is_one_without_rows(tmp_path):
+    for name, rows in (("a", 0), ("b", 2), ("c", 0), ("d", 1)):
+        write_records(str(tmp_path / f"{name}.tfrecord"), [example(id=1)] * rows)
+    shards = load_index(str(tmp_path)).shards()
+    assert [os.path.basename(shard.files[0])[0] for shard in shards] == ["a", "b", "c", "d"]
+    assert [shard.blocks.tolist() for shard in shards] == [[], [[0, 0, 2, 2]], [], [[0, 0, 1, 1]]]
+
+
 def test_a_corrupt_record_is_named_by_file_and_offset(split):
     blocks = load_index(str(split)).blocks
     shard, start, _, _ = blocks[1]

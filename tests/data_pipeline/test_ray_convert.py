@@ -10,10 +10,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from data_pipeline.convert import SPLITS, convert, parse_split
+from data_pipeline.convert import SPLITS, convert
 from data_pipeline.ray_convert import convert_on_ray
 from data_pipeline.sources import open_source
 from data_pipeline.sources.base import TableFiles, TableSource
+from data_pipeline.split_rules import parse_split
 from hm3_tf.errors import DataError
 from hm3_tf.ray_session import connected
 from tests.data_pipeline.conftest import COLUMNS, SCHEMA, make_rows, read_stored, to_batch

@@ -13,10 +13,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline import read
 from data_pipeline.hashing import network_inputs
 from data_pipeline.index import load_index
 from data_pipeline.inputs import select_features
-from data_pipeline.read import WINDOW_ROWS, Reader, lane_count, plan_epoch
+from data_pipeline.read import WINDOW_ROWS, PartReader, Reader, lane_count, plan_epoch
 from data_pipeline.schema import Column, Hashing, Level, Schema
 from data_pipeline.statistics import no_statistics
 from hm3_tf.errors import ConfigError
@@ -458,6 +459,21 @@ def in_order(small_log):
 
 def test_the_ordered_log_has_the_order_of_the_log(small_log, in_order):
     np.testing.assert_array_equal(in_order[3]["row_id"], small_log[0]["row_id"])
+
+
+def test_parts_are_read_as_the_ordered_log_and_traced_once(small_log, in_order, monkeypatch):
+    monkeypatch.setattr(read, "_ORDERED_WINDOW_ROWS", 20)
+    parts, found = PartReader(Reader(small_log[1], SCHEMA, FEATURES, carry=("row_id", "brand")), batch_rows=7), []
+    for index in small_log[1].shards():
+        batches = list(parts(index))
+        assert len(batches) == -(-index.rows // 7) > 3
+        rows = tf.nest.map_structure(lambda *values: np.concatenate(values), *batches)
+        assert not rows[2][index.rows :].any(), "filling rows have weight 0"
+        found.append(tf.nest.map_structure(operator.itemgetter(slice(index.rows)), rows))
+    tf.nest.map_structure(
+        lambda whole, *part: np.testing.assert_array_equal(np.concatenate(part), whole), in_order, *found
+    )
+    assert len(found) > 1 and parts._read_window.experimental_get_tracing_count() == 1
 
 
 def test_three_workers_read_the_log_in_contiguous_shares(small_log, in_order):

@@ -11,13 +11,14 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline import labels as label_rules
-from data_pipeline.convert import convert, parse_split
+from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources import base, open_source
 from data_pipeline.sources.base import parse_behaviors
 from data_pipeline.sources.simulated import SimulatedSource, day_split
+from data_pipeline.split_rules import parse_split
 from hm3_tf.errors import DataError, UsageError
 from tests.data_pipeline.conftest import read_stored
 

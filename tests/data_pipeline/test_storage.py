@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 
 import pytest
@@ -56,6 +57,24 @@ def test_a_staged_file_may_be_given_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     storage.write_text("figures.json", "text")
     assert tree(tmp_path) == ["figures.json"]
+
+
+def test_staged_files_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    for name in ("a.parquet", "b.parquet", "b.json"):
+        with storage.staged_file(str(tmp_path / name)) as temporary:
+            storage.write_text(temporary, "whole")
+            shutil.copy(temporary, f"{temporary}7")  # of another process
+    assert len(tree(tmp_path)) == 6
+    storage.remove_staged_files(str(tmp_path), ".parquet")
+    others = f"b.json.tmp-{os.getpid()}7"
+    assert tree(tmp_path) == ["a.parquet", "b.json", others, "b.parquet"]
+
+
+def test_a_path_means_the_same_in_every_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("data/") == f"{tmp_path}/data"
+    assert storage.absolute(f"{tmp_path}/data") == f"{tmp_path}/data"
+    assert storage.absolute("s3://bucket/data/") == "s3://bucket/data"
 
 
 def test_a_staged_folder_appears_only_when_the_block_has_ended(tmp_path):

@@ -17,8 +17,7 @@ import tensorflow as tf
 from data_pipeline.convert import convert
 from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources.simulated import SimulatedSource, day_split
-from hm3_tf.cluster import Cluster
-from hm3_tf.launch import _free_ports
+from hm3_tf.cluster import Cluster, free_addresses
 from hm3_tf.workdir import open_workdir
 
 PATIENCE_S = 300
@@ -126,7 +125,7 @@ def test_workers_that_are_killed_and_told_to_end_go_on_as_if_they_had_not_been(d
 
 def ended(flags: dict[int, list[str]]) -> dict[int, tuple[int, str]]:
     """Returns the status and the output of each worker of a cluster of two."""
-    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(2))
+    addresses = free_addresses(2)
     multi = "--config.distribution.strategy=multi_worker"
     processes = {
         i: start(["train", *CONFIG, multi, *own], Cluster(addresses, i).environment) for i, own in flags.items()

@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from hm3_tf.cluster import Cluster
-from hm3_tf.launch import _free_ports
+from hm3_tf.cluster import Cluster, free_addresses
 
 TIMEOUT_S = 400
 METHODS = ("hm3", "gmcm", "base")
@@ -43,7 +42,7 @@ def runs(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     run_to_end([start(data.path, name, str(folder), name) for name in ("one_device", "mirrored")])
     for name, count in {"two": 2, "four": 4}.items():
-        addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(count))
+        addresses = free_addresses(count)
         workers = [Cluster(addresses, index).environment for index in range(count)]
         run_to_end([start(data.path, "multi_worker", str(folder), f"{name}.{i}", w) for i, w in enumerate(workers)])
     return folder

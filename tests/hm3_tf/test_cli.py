@@ -294,11 +294,25 @@ def test_a_schema_that_is_no_text_file_is_named(command, tmp_path, content):
     assert f"{path}: expected a text file, got: " in the_error(result)
 
 
-def test_a_folder_as_output_is_named_before_anything_is_predicted(command, data, workdir, tmp_path):
-    arguments = [f"--workdir={workdir}", f"--data_dir={data.path}", f"--output={tmp_path}"]
-    assert f"{tmp_path}: expected the name of a file to write, got a folder" in the_error(
+def test_a_folder_in_place_of_a_parquet_file_is_named_before_anything_is_predicted(command, data, workdir, tmp_path):
+    (tmp_path / "p.parquet").mkdir()
+    arguments = [f"--workdir={workdir}", f"--data_dir={data.path}", f"--output={tmp_path}/p.parquet"]
+    assert f"{tmp_path}/p.parquet: expected the name of a file to write, got a folder" in the_error(
         command("predict", *arguments)
     )
+
+
+def test_a_file_in_place_of_a_folder_is_named(command, data, workdir, tmp_path):
+    (tmp_path / "p.csv").write_text("mine")
+    arguments = [f"--workdir={workdir}", f"--data_dir={data.path}", f"--output={tmp_path}/p.csv"]
+    assert f"{tmp_path}/p.csv: expected a place that can be written" in the_error(command("predict", *arguments))
+    assert (tmp_path / "p.csv").read_text() == "mine"
+
+
+def test_predict_on_ray_needs_its_engine(command, workdir):
+    arguments = [f"--workdir={workdir}", "--data_dir=x", "--output=y", "--ray_address=auto"]
+    status, _, error = command("predict", *arguments)
+    assert status == 2 and "--ray_address: expected --engine=ray beside it, got --engine=local" in error
 
 
 def test_a_run_is_evaluated_from_any_directory(command, data, tmp_path, monkeypatch):

@@ -12,18 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from hm3_tf import cluster as clusters
-from hm3_tf.cluster import Cluster, await_workers, read_cluster
+from hm3_tf.cluster import Cluster, await_workers, free_addresses, read_cluster
 from hm3_tf.errors import Hm3Error, LostWorkerError
 
 PATIENCE_S = 60.0
-
-
-def addresses_of(count: int) -> tuple[str, ...]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
 
 
 @pytest.fixture
@@ -51,7 +43,7 @@ def served():
 
 
 def test_workers_go_on_when_the_last_has_come(served):
-    addresses = addresses_of(2)
+    addresses = free_addresses(2)
     with ThreadPoolExecutor(1) as pool:
         early = pool.submit(await_workers, Cluster(addresses, 0), PATIENCE_S)
         with pytest.raises(TimeoutError):
@@ -61,12 +53,12 @@ def test_workers_go_on_when_the_last_has_come(served):
 
 
 def test_one_worker_alone_waits_for_none():
-    await_workers(Cluster(addresses_of(1), 0), 0.0)
+    await_workers(Cluster(free_addresses(1), 0), 0.0)
 
 
 def test_a_worker_that_does_not_come_is_named(caplog, monkeypatch):
     monkeypatch.setattr(clusters, "_SAID_AFTER_S", 0.0)
-    addresses = addresses_of(3)
+    addresses = free_addresses(3)
     with caplog.at_level(logging.WARNING), pytest.raises(LostWorkerError) as error:
         await_workers(Cluster(addresses, 0), 1.0)
     missing = f"worker 1 ({addresses[1]}), worker 2 ({addresses[2]})"
@@ -75,21 +67,21 @@ def test_a_worker_that_does_not_come_is_named(caplog, monkeypatch):
 
 
 def test_a_worker_that_tensorflow_speaks_for_is_there(served):
-    first, second = addresses_of(2)
+    first, second = free_addresses(2)
     served(second, b"\x00\x00\x12\x04\x00\x00\x00\x00\x00")  # the settings that HTTP/2 begins with
     await_workers(Cluster((first, second), 0), PATIENCE_S)
 
 
 @pytest.mark.parametrize("hangs_up", [True, False])
 def test_a_program_that_says_nothing_is_no_worker(served, hangs_up):
-    first, second = addresses_of(2)
+    first, second = free_addresses(2)
     served(second, b"", hangs_up)
     with pytest.raises(LostWorkerError, match=f"worker 1 .{second}. did not answer"):
         await_workers(Cluster((first, second), 0), 1.0)
 
 
 def test_workers_of_other_clusters_are_refused():
-    first, second, third = addresses_of(3)
+    first, second, third = free_addresses(3)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(await_workers, Cluster((first, second, third), 1), 5.0)
         with pytest.raises(Hm3Error, match=f"that of worker 1 .{second}. differs from that of this one"):
@@ -98,7 +90,7 @@ def test_workers_of_other_clusters_are_refused():
 
 
 def test_a_port_in_use_is_refused(served):
-    first, second = addresses_of(2)
+    first, second = free_addresses(2)
     served(first, b"")
     with pytest.raises(Hm3Error, match=f"expected the free port {first.split(':')[1]} for this worker"):
         await_workers(Cluster((first, second), 0), PATIENCE_S)
@@ -162,7 +154,7 @@ def with_servers(index: int, addresses: tuple[str, ...]) -> Cluster:
 
 
 def test_a_worker_of_servers_waits_for_the_chief_alone(served):
-    addresses = addresses_of(3)
+    addresses = free_addresses(3)
     with pytest.raises(LostWorkerError, match=f"worker 0: expected .* but chief .{addresses[0]}. did not answer"):
         await_workers(with_servers(1, addresses), 1.0)
     with clusters._listening(with_servers(0, addresses)):
@@ -170,7 +162,7 @@ def test_a_worker_of_servers_waits_for_the_chief_alone(served):
 
 
 def test_a_chief_of_servers_waits_until_tensorflow_speaks_for_the_others(served):
-    addresses = addresses_of(3)
+    addresses = free_addresses(3)
     served(addresses[1], b"\x00\x00\x12\x04\x00\x00\x00\x00\x00")
     expected = pytest.raises(LostWorkerError, match=f"but server 0 .{addresses[2]}. did not answer")
     with clusters._listening(with_servers(2, addresses)), expected:
@@ -179,7 +171,7 @@ def test_a_chief_of_servers_waits_until_tensorflow_speaks_for_the_others(served)
 
 def test_the_end_of_the_chief_is_when_nobody_answers_any_more(monkeypatch):
     monkeypatch.setattr(clusters, "_CHIEF_SILENT_S", 0.1)
-    addresses = addresses_of(3)
+    addresses = free_addresses(3)
     with ThreadPoolExecutor(1) as pool:
         with clusters._listening(with_servers(0, addresses)):
             waiting = pool.submit(clusters.await_end_of_chief, with_servers(1, addresses))

@@ -11,10 +11,11 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data_pipeline.convert import convert, threshold_rule
+from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources.simulated import SimulatedSource, dated_days, day_split
+from data_pipeline.split_rules import threshold_rule
 from hm3_tf import train
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError, DataError, Hm3Error, PreemptionError
@@ -346,7 +347,7 @@ def test_an_epoch_that_ended_after_the_checkpoint_is_logged_once(data, tmp_path,
     config = tiny_config(epochs=1, checkpoint_every_steps=STEPS)
     trainer = open_trainer(config, data.path, str(tmp_path))
     save = trainer._save
-    monkeypatch.setattr(trainer, "_save", lambda: save() if trainer._at("epoch_step") else 1 / 0)
+    monkeypatch.setattr(trainer, "_save", lambda: save() if trainer._checkpoints.epoch_step else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     train_and_evaluate(config, data.path, str(tmp_path))
