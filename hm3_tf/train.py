@@ -194,6 +194,7 @@ class Trainer(keras.callbacks.Callback):
             figures = self._validate()
         if self._log:
             self._log.end(self._at("step"))
+            self._run.write_end(self._at("step"))
         return figures
 
     @property

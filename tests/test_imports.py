@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("hm3_tf", "hm3_tf.errors"),
     ("hm3_tf.behavior_graph", "hm3_tf.features", "hm3_tf.checks", "hm3_tf.preemption", "hm3_tf.ray_session"),
+    ("hm3_tf.plain_scoring",),
     ("hm3_tf.methods", "hm3_tf.config", "hm3_tf.probability", "hm3_tf.progress", "hm3_tf.prefetch", "data_pipeline"),
     ("hm3_tf.layers", "hm3_tf.losses", "hm3_tf.metrics", "hm3_tf.exchange", "hm3_tf.optimizers"),
     ("hm3_tf.intervals", "hm3_tf.group_auc", "hm3_tf.tally", "hm3_tf.keras_metrics", "hm3_tf.calibration"),
@@ -30,7 +31,10 @@ LEVELS = (
     ),
     ("hm3_tf.cluster", "hm3_tf.distribute", "hm3_tf.parameter_server"),
     ("hm3_tf.board", "hm3_tf.warm_start", "hm3_tf.workdir", "hm3_tf.metrics_log"),
-    ("hm3_tf.train", "hm3_tf.evaluate", "hm3_tf.predict", "hm3_tf.export"),
+    (
+        *("hm3_tf.train", "hm3_tf.evaluate", "hm3_tf.predict", "hm3_tf.export"),
+        *("hm3_tf.versions", "hm3_tf.signatures", "hm3_tf.skew", "hm3_tf.warm_up", "hm3_tf.export_gate"),
+    ),
     ("hm3_tf.report", "hm3_tf.report.gather", "hm3_tf.report.svg", "hm3_tf.report.plots", "hm3_tf.report.page"),
     ("hm3_tf.experiment", "hm3_tf.experiment.measures", "hm3_tf.experiment.results", "hm3_tf.experiment.tables"),
     ("hm3_tf.experiment.plots",),
