@@ -2,39 +2,36 @@
 
 import dataclasses
 import datetime
-import functools
 import json
 import logging
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from data_pipeline import schema as schemas
 from data_pipeline import storage
 from data_pipeline.folder import SCHEMA_FILE, DataFolder
 from data_pipeline.hashing import network_inputs
-from data_pipeline.index import SplitIndex
 from data_pipeline.records import MISSING, TF_DTYPES, parse_rows
 from data_pipeline.schema import SCALAR, VARIABLE, Column
 from hm3_tf import __version__, evaluate
 from hm3_tf import config as configs
 from hm3_tf.errors import Hm3Error
-from hm3_tf.export_gate import evaluate_versions
+from hm3_tf.export_gate import VALIDATION, pass_gate
 from hm3_tf.features import embedding_tables
+from hm3_tf.metrics_log import read_metrics
 from hm3_tf.model import ConversionModel, model_features, probabilities
-from hm3_tf.signatures import LoggedRows, input_columns, read_rows, read_signatures
+from hm3_tf.signatures import LoggedRows, Signature, input_columns, read_rows, read_signatures
 from hm3_tf.skew import check_skew
-from hm3_tf.versions import new_version, version_numbers
+from hm3_tf.versions import new_version
 from hm3_tf.warm_up import SIZES, write_warm_up
 from hm3_tf.workdir import CONFIG_FILE, Workdir, absolute_path, checkpoint_step
 
 METADATA_FILE = "metadata.json"
 FIGURES_FILE = "metrics.json"
-_VALIDATION = "validation"
 _LOGGER = logging.getLogger(__name__)
 _DRY_RUN_BUCKETS = 16
 
@@ -130,110 +127,77 @@ def export_run(
     storage.open_file_system(export_dir)
     checkpoint = run.checkpoint(weights)
     model = run.trained_model(checkpoint)
-    index = _open_log(run, gate, needed=bool(warm_up or check or gate))
     with new_version(export_dir, keep) as (folder, version):
         _save(run, model, folder)
-        extra = functools.partial(storage.join, folder, "assets.extra")
-        metadata = _metadata(run, checkpoint, weights, folder)
-        if index:
-            sizes = SIZES if warm_up is None else warm_up
-            columns = input_columns(read_signatures(folder), run.schema.columns)
-            rows = read_rows(run, index, columns, max([1, check, *sizes]))
-            if check:
-                metadata["skew"] = check_skew(run, model, folder, rows.take(np.arange(min(check, len(rows)))))
-            metadata["warm_up"] = _warm_up(folder, rows, sizes, needed=warm_up is not None)
-        if index and index.folder.endswith(f"/{_VALIDATION}"):
-            live = _live_version(gate) if gate else None
-            metrics, verdict = evaluate_versions(run, index, folder, live)
-            storage.write_text(extra(FIGURES_FILE), evaluate.to_json({"split": _VALIDATION, **metrics}))
-            if gate:
-                metadata["gate"] = {"live": live, **(verdict or {})}
-                metadata["forced"] = _pass_gate(live, verdict, force)
-        storage.write_text(extra(SCHEMA_FILE), schemas.to_json(run.schema))
-        storage.write_text(extra(CONFIG_FILE), configs.to_json(run.config))
-        storage.write_text(extra(METADATA_FILE), json.dumps(metadata, indent=1))
+        metadata = _origin(run, weights, checkpoint)
+        metadata["skew"] = check_skew(run, model, folder, _read_rows(run, folder, check)) if check else None
+        served, metadata["gate"] = pass_gate(run, folder, gate, force) if gate else (None, None)
+        figures = served or _logged_figures(run, checkpoint)
+        metadata["warm_up"] = _warm_up(run, folder, warm_up)
+        metadata["signatures"] = _described(read_signatures(folder))
+        files = {SCHEMA_FILE: schemas.to_json(run.schema), CONFIG_FILE: configs.to_json(run.config)}
+        files |= {FIGURES_FILE: evaluate.to_json({"split": VALIDATION, **figures})} if figures else {}
+        for name, text in {**files, METADATA_FILE: json.dumps(metadata, indent=1)}.items():
+            storage.write_text(storage.join(folder, "assets.extra", name), text)
     return version
 
 
-def _open_log(run: Workdir, gate: str | None, needed: bool) -> SplitIndex | None:
-    """Returns the validation rows of a run's log, the training rows where it has none; None where it is gone.
-
-    Raises:
-      DataError: It cannot be read but is needed, or has no validation split to compare by.
-    """
-    try:
-        data = DataFolder.open(run.data_dir)
-        split = _VALIDATION if data.has_split(_VALIDATION) or gate else "train"
-        return data.split(split)
-    except Hm3Error as error:
-        if needed:
-            raise
-        _LOGGER.warning("exported without figures of validation and requests to warm up with: %s", error)
-        return None
-
-
-def _metadata(run: Workdir, checkpoint: str, weights: str, folder: str) -> dict[str, Any]:
-    """Returns what `metadata.json` says before anything is tried."""
-    described = {
-        name: {
-            kind: {spec.name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()} for spec in specs.values()}
-            for kind, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
-        }
-        for name, signature in read_signatures(folder).items()
-    }
+def _origin(run: Workdir, weights: str, checkpoint: str) -> dict[str, Any]:
+    """Returns what `metadata.json` says of where a version comes from."""
     return {
-        "versions": {"hm3_tf": __version__, "tensorflow": tf.__version__},
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"hm3_tf": __version__, "tensorflow": tf.__version__},
         "workdir": absolute_path(run.path),
         "method": run.config.method.name,
         "weights": weights,
         "step": checkpoint_step(checkpoint),
-        "signatures": described,
-        "warm_up": [],
-        "skew": None,
-        "gate": None,
-        "forced": False,
     }
 
 
-def _warm_up(folder: str, rows: LoggedRows, sizes: Sequence[int], needed: bool) -> list[int]:
-    """Writes requests to warm up with, and returns their sizes; none where they are not needed and cannot be made."""
+def _logged_figures(run: Workdir, checkpoint: str) -> dict[str, Any] | None:
+    """Returns the figures of validation that training logged for the weights of a checkpoint, None where it logged none.
+
+    The calibration is fitted after them: of calibrated weights there are none.
+    """
+    step = checkpoint_step(checkpoint)
+    found = [line["validation"] for line in read_metrics(run) if line["step"] == step and "validation" in line]
+    return found[-1] if found and not run.config.training.calibrate else None
+
+
+def _read_rows(run: Workdir, folder: str, count: int) -> LoggedRows:
+    """Returns rows of the run's validation split, or of its training split if it has none, for the signatures of a version.
+
+    Raises:
+      DataError: The log cannot be read.
+    """
+    data = DataFolder.open(run.data_dir)
+    index = data.split(VALIDATION if data.has_split(VALIDATION) else "train")
+    return read_rows(run, index, input_columns(read_signatures(folder), run.schema.columns), count)
+
+
+def _warm_up(run: Workdir, folder: str, sizes: Sequence[int] | None) -> list[int]:
+    """Writes requests to warm up with, and returns their sizes: none if they are not asked for and cannot be made."""
+    wanted = list(SIZES if sizes is None else sizes)
     try:
-        write_warm_up(folder, rows, sizes)
+        if wanted:
+            write_warm_up(folder, _read_rows(run, folder, max(wanted)), wanted)
     except Hm3Error as error:
-        if needed:
+        if sizes is not None:
             raise
         _LOGGER.warning("exported without requests to warm up with: %s", error)
         return []
-    return list(sizes)
+    return wanted
 
 
-def _live_version(gate: str) -> str | None:
-    storage.open_file_system(gate)
-    numbers = version_numbers(gate)
-    return storage.join(gate, str(numbers[-1])) if numbers else None
-
-
-def _pass_gate(live: str | None, verdict: dict[str, Any] | None, force: bool) -> bool:
-    """Returns whether a version passes the gate by force alone.
-
-    Raises:
-      Hm3Error: It does not pass.
-    """
-    if not verdict:
-        _LOGGER.info("gate: no version is live, so there is none to be compared with")
-        return False
-    if not verdict["reasons"]:
-        _LOGGER.info("gate: no worse than %s on %s validation rows", live, f"{verdict['rows']:,}")
-        return False
-    found = (
-        f"gate: expected a version no worse than {live} on {verdict['rows']:,} validation rows, got "
-        f"{'; '.join(verdict['reasons'])}"
-    )
-    if not force:
-        raise Hm3Error(f"{found}; nothing is exported: train another model, or add --force")
-    _LOGGER.warning("%s; exported by force", found)
-    return True
+def _described(signatures: Mapping[str, Signature]) -> dict[str, Any]:
+    """Returns the names, dtypes and shapes of signatures as JSON has them."""
+    return {
+        name: {
+            kind: {name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()} for name, spec in specs.items()}
+            for kind, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
+        }
+        for name, signature in signatures.items()
+    }
 
 
 def check_export(run: Workdir) -> None:

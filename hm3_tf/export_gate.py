@@ -1,12 +1,14 @@
 """Whether a version may go live: its figures on validation, beside those of the version that is live."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from data_pipeline.folder import check_records, explained_read_errors
+from data_pipeline import storage
+from data_pipeline.folder import DataFolder, check_records, explained_read_errors
 from data_pipeline.hashing import fingerprint
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader
@@ -14,16 +16,19 @@ from data_pipeline.records import TF_DTYPES
 from data_pipeline.schema import Schema
 from hm3_tf.compare import Comparison
 from hm3_tf.config import TARGETS
-from hm3_tf.errors import ConfigError
+from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.evaluate import group_column
 from hm3_tf.prefetch import prefetch
 from hm3_tf.progress import Progress
 from hm3_tf.tally import Rows, Tally
+from hm3_tf.versions import version_numbers
 from hm3_tf.workdir import Workdir
 
+VALIDATION = "validation"
 AUC_TOLERANCE = 0.0005
 PCOC_BOUNDS = (0.8, 1.25)
 _BATCH_ROWS = 16_384
+_LOGGER = logging.getLogger(__name__)
 _ALMOST_ONE = 1 - 2.0**-24  # what a float32 below 1 can be
 
 
@@ -66,46 +71,79 @@ class ServedModel:
         return np.stack([np.log(p), np.log1p(-p)], axis=-1)
 
 
-def evaluate_versions(
-    run: Workdir, index: SplitIndex, folder: str, live: str | None = None
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Evaluates a version, and the live one on the same rows in the same groups, as they are served.
+def pass_gate(run: Workdir, folder: str, gate: str, force: bool) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Compares a version that is to be with the live one: the newest of a folder.
+
+    Args:
+      run: The run whose model the version is.
+      folder: The version.
+      gate: Folder of versions.
+      force: Whether it passes even if it is worse.
+
+    Returns:
+      Its figures of validation as in `metrics.json`, None where no version is live; and `live` (its path, or None), `forced`
+      (whether it would not have passed otherwise) and what `judge` says.
+
+    Raises:
+      Hm3Error: The version is worse than the live one.
+      ConfigError: The live version takes columns that the log does not have.
+      DataError: The log has no validation split, or it cannot be read.
+    """
+    storage.open_file_system(gate)
+    numbers = version_numbers(gate)
+    if not numbers:
+        _LOGGER.info("gate: no version is live in %s, so there is none to be compared with", gate)
+        return None, {"live": None, "forced": False}
+    live = storage.join(gate, str(numbers[-1]))
+    figures, verdict = evaluate_versions(run, DataFolder.open(run.data_dir).split(VALIDATION), folder, live)
+    on_rows = f"{live} on {verdict['rows']:,} rows of validation"
+    if not verdict["reasons"]:
+        _LOGGER.info("gate: no worse than %s", on_rows)
+    elif force:
+        _LOGGER.warning("gate: worse than %s, exported by force: %s", on_rows, "; ".join(verdict["reasons"]))
+    else:
+        raise Hm3Error(
+            f"gate: expected a version no worse than {on_rows}, got {'; '.join(verdict['reasons'])}; nothing is exported: "
+            "train another model, or add --force"
+        )
+    return figures, {"live": live, "forced": bool(verdict["reasons"]), **verdict}
+
+
+def evaluate_versions(run: Workdir, index: SplitIndex, folder: str, live: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Evaluates a version and the live one on the same rows, in the same groups, as they are served.
 
     Args:
       run: The run whose model the version is; its labels and its policy for broken ones are those of both.
       index: The validation rows.
       folder: The version.
-      live: The live version, or None.
+      live: The live version.
 
     Returns:
-      The version's figures as in `metrics.json`, and what `judge` says of it beside the live one, or None without a live one.
+      The version's figures as in `metrics.json`, and what `judge` says of it beside the live one.
 
     Raises:
       ConfigError: The live version takes columns that the log does not have.
       DataError: The rows cannot be read.
     """
     levels = run.config.method.levels
-    models = [ServedModel(folder, run.schema, levels)]
-    if live:
-        models.append(ServedModel(live, run.schema, (levels[0], levels[-1])))
+    ends = (levels[0], levels[-1])  # what every method has
+    models = [ServedModel(folder, run.schema, levels), ServedModel(live, run.schema, ends)]
     group = group_column(run.schema)
     carry = tuple(dict.fromkeys([*([group] if group else []), *(name for model in models for name in model.columns)]))
     merged, nesting = run.config.method.merged_levels, run.config.data.nesting
     reader = Reader(index, run.schema, (), merged, nesting=nesting, sample_weights=False, carry=carry)
     check_records(reader)
     tallies = [Tally(model.levels, grouped=group is not None) for model in models]
-    comparison = Comparison(levels, models[-1].levels)
+    comparison = Comparison(levels, ends)
     with Progress("validate", index.rows) as progress, explained_read_errors(index):
         for scored in prefetch(_scored_rows(reader, models, group)):
             for tally, rows in zip(tallies, scored):
                 tally.update(rows)
-            if live:
-                comparison.update(*scored)
+            comparison.update(*scored)
             progress.advance(len(scored[0]))
     estimates = [tally.estimates() for tally in tallies]
-    metrics, *others = [tally.result(found) for tally, found in zip(tallies, estimates)]
-    verdict = judge(metrics, others[0], comparison.result(*estimates)) if live else None
-    return metrics, verdict
+    new, old = (tally.result(found) for tally, found in zip(tallies, estimates))
+    return new, judge(new, old, comparison.result(*estimates))
 
 
 def _scored_rows(reader: Reader, models: Sequence[ServedModel], group: str | None) -> Iterator[list[Rows]]:

@@ -130,7 +130,7 @@ def case(request, data, loans, tmp_path_factory):
     features, labels, raw = read_split(config, log, "validation", carry=names)
     losses, moved = take_a_step(model, features, labels)
     save_best(run, model)
-    served = tf.saved_model.load(export_run(run, str(folder / "export")))
+    served = tf.saved_model.load(export_run(run, str(folder / "export"), warm_up=()))
     return Case(config, run, model, losses, moved, features, labels, raw, served)
 
 
