@@ -152,6 +152,12 @@ def test_examples_of_unequal_lengths_go_into_one_batch(served, model):
     np.testing.assert_allclose(serve_examples(served, rows)["pctr"], expected, rtol=0, atol=1e-6)
 
 
+def from_json(text):
+    """Returns the columns of a REST request in row format, as a server reads them."""
+    rows = json.loads(text)["instances"]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
 def test_ids_above_two_to_the_53_are_told_apart(served):
     ids = 2**53 + np.arange(8)
     assert len(set(ids.astype(np.float64))) < 8, "a float64 merges them"
@@ -160,6 +166,13 @@ def test_ids_above_two_to_the_53_are_told_apart(served):
     by_example = serve_examples(served, as_lists({**raw, "user_id": ids}))["pctr"]
     assert len(set(by_column.tolist())) == len(set(by_example.tolist())) == 8
     np.testing.assert_array_equal(by_column, by_example)
+    lists = {
+        name: values.tolist() for name, values in {**raw, "user_id": ids, "brand": raw["brand"].astype(str)}.items()
+    }
+    instances = [dict(zip(lists, row)) for row in zip(*lists.values())]
+    columns = from_json(json.dumps({"instances": instances}))
+    by_json = serve(served, {**columns, "price": columns["price"].astype(np.float32)})["pctr"]
+    np.testing.assert_array_equal(by_column, by_json)
 
 
 def test_a_missing_string_is_empty_or_left_out(served, model):
