@@ -9,63 +9,14 @@ import tensorflow as tf
 from data_pipeline import schema as schemas
 from data_pipeline import storage
 from data_pipeline.folder import SCHEMA_FILE
-from data_pipeline.hashing import network_inputs
-from data_pipeline.records import MISSING, TF_DTYPES, parse_rows
-from data_pipeline.schema import SCALAR, VARIABLE, Column
 from hm3_tf import config as configs
 from hm3_tf.errors import Hm3Error
 from hm3_tf.features import embedding_tables
-from hm3_tf.model import ConversionModel, model_features, probabilities
+from hm3_tf.model import ConversionModel, model_features
+from hm3_tf.serving import ServingModule
 from hm3_tf.workdir import CONFIG_FILE, Workdir
 
 _DRY_RUN_BUCKETS = 16
-
-
-def _raw_spec(column: Column) -> tf.TensorSpec:
-    tail = [] if column.shape == SCALAR else [None if column.shape == VARIABLE else column.length]
-    return tf.TensorSpec([None, *tail], TF_DTYPES[column.dtype], name=column.name)
-
-
-def _fit_length(values: tf.Tensor, column: Column) -> tf.Tensor:
-    """Cuts and pads a variable-length column [batch, any length] to the length the network reads."""
-    if column.shape != VARIABLE:
-        return values
-    missing = tf.fill([tf.shape(values)[0], column.length], tf.constant(MISSING[column.dtype], values.dtype))
-    return tf.ensure_shape(tf.concat([values, missing], axis=1)[:, : column.length], [None, column.length])
-
-
-class ServingModule(tf.Module):
-    """The functions of a served model: raw columns, or serialized tf.Examples, to probabilities.
-
-    Args:
-      run: The run whose model it is.
-      model: The model.
-    """
-
-    def __init__(self, run: Workdir, model: ConversionModel) -> None:
-        super().__init__()
-        self._weights = model.network.variables
-        features = model_features(run.config, run.schema, run.train)
-        columns = [run.schema.column(feature.name) for feature in features]
-        levels = run.config.method.levels
-        parse_examples = tf.autograph.experimental.do_not_convert(parse_rows)
-
-        @tf.autograph.experimental.do_not_convert
-        def predict(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            inputs = network_inputs(
-                {column.name: _fit_length(raw[column.name], column) for column in columns}, features
-            )
-            return probabilities(model.network(inputs, training=False), levels)
-
-        @tf.function(input_signature=[{column.name: _raw_spec(column) for column in columns}])
-        def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return predict(inputs)
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
-        def serve_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return predict(parse_examples(examples, columns))
-
-        self.signatures_to_save = {"serving_default": serve, "serving_examples": serve_examples}
 
 
 def _save(run: Workdir, model: ConversionModel, folder: str) -> None:
