@@ -214,6 +214,11 @@ def _define_export(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     _string(values, "data_dir", None, "Data folder; default the one it was trained on.")
     choices = ("best", "latest", "final")
     _choice(values, "weights", "best", choices, "best: best on validation; latest; final: after the last step.")
+    _choice(values, "tables", "float32", ("float32", "bfloat16", "int8"), "How embedding tables are held.")
+    _string(
+        values, "score_price", None, "Column of prices: each signature also returns score = pctcvr * price^exponent."
+    )
+    flags.DEFINE_float("score_exponent", 1.0, "With --score_price: the exponent of the price.", flag_values=values)
     flags.DEFINE_integer(
         "keep",
         None,
@@ -243,8 +248,11 @@ def _define_export(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
 def _export(values: flags.FlagValues) -> None:
     if values.force and not values.gate:
         raise UsageError("--force: expected --gate beside it")
+    if values["score_exponent"].present and not values.score_price:
+        raise UsageError("--score_exponent: expected --score_price beside it")
     warm_up = None if values.warm_up is None else [_rows("--warm_up", size) for size in values.warm_up]
     from hm3_tf.export import export_run
+    from hm3_tf.serving import RankingScore
     from hm3_tf.workdir import open_workdir
 
     run = open_workdir(values.workdir)
@@ -252,6 +260,8 @@ def _export(values: flags.FlagValues) -> None:
         dataclasses.replace(run, data_dir=values.data_dir or run.data_dir),
         values.export_dir,
         weights=values.weights,
+        tables=values.tables,
+        score=RankingScore(values.score_price, values.score_exponent) if values.score_price else None,
         keep=values.keep,
         warm_up=warm_up,
         check=values.check,

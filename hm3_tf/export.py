@@ -14,16 +14,14 @@ import tensorflow as tf
 from data_pipeline import schema as schemas
 from data_pipeline import storage
 from data_pipeline.folder import SCHEMA_FILE, DataFolder
-from data_pipeline.hashing import network_inputs
-from data_pipeline.records import MISSING, TF_DTYPES, parse_rows
-from data_pipeline.schema import SCALAR, VARIABLE, Column
 from hm3_tf import __version__, evaluate
 from hm3_tf import config as configs
 from hm3_tf.errors import Hm3Error
 from hm3_tf.export_gate import VALIDATION, pass_gate
 from hm3_tf.features import embedding_tables
 from hm3_tf.metrics_log import read_metrics
-from hm3_tf.model import ConversionModel, model_features, probabilities
+from hm3_tf.model import ConversionModel, model_features
+from hm3_tf.serving import RankingScore, ServingModule, round_tables
 from hm3_tf.signatures import LoggedRows, Signature, input_columns, read_rows, read_signatures
 from hm3_tf.skew import check_skew
 from hm3_tf.versions import new_version
@@ -36,55 +34,10 @@ _LOGGER = logging.getLogger(__name__)
 _DRY_RUN_BUCKETS = 16
 
 
-def _raw_spec(column: Column) -> tf.TensorSpec:
-    tail = [] if column.shape == SCALAR else [None if column.shape == VARIABLE else column.length]
-    return tf.TensorSpec([None, *tail], TF_DTYPES[column.dtype], name=column.name)
-
-
-def _fit_length(values: tf.Tensor, column: Column) -> tf.Tensor:
-    """Cuts and pads a variable-length column [batch, any length] to the length the network reads."""
-    if column.shape != VARIABLE:
-        return values
-    missing = tf.fill([tf.shape(values)[0], column.length], tf.constant(MISSING[column.dtype], values.dtype))
-    return tf.ensure_shape(tf.concat([values, missing], axis=1)[:, : column.length], [None, column.length])
-
-
-class ServingModule(tf.Module):
-    """The functions of a served model: raw columns, or serialized tf.Examples, to probabilities.
-
-    Args:
-      run: The run whose model it is.
-      model: The model.
-    """
-
-    def __init__(self, run: Workdir, model: ConversionModel) -> None:
-        super().__init__()
-        self._weights = model.network.variables
-        features = model_features(run.config, run.schema, run.train)
-        columns = [run.schema.column(feature.name) for feature in features]
-        levels = run.config.method.levels
-        parse_examples = tf.autograph.experimental.do_not_convert(parse_rows)
-
-        @tf.autograph.experimental.do_not_convert
-        def predict(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            inputs = network_inputs(
-                {column.name: _fit_length(raw[column.name], column) for column in columns}, features
-            )
-            return probabilities(model.network(inputs, training=False), levels)
-
-        @tf.function(input_signature=[{column.name: _raw_spec(column) for column in columns}])
-        def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return predict(inputs)
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
-        def serve_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return predict(parse_examples(examples, columns))
-
-        self.signatures_to_save = {"serving_default": serve, "serving_examples": serve_examples}
-
-
-def _save(run: Workdir, model: ConversionModel, folder: str) -> None:
-    module = ServingModule(run, model)
+def _save(
+    run: Workdir, model: ConversionModel, folder: str, tables: str = "float32", score: RankingScore | None = None
+) -> None:
+    module = ServingModule(run, model, tables, score)
     tf.saved_model.save(module, folder, signatures=module.signatures_to_save)
 
 
@@ -93,6 +46,8 @@ def export_run(
     export_dir: str,
     *,
     weights: str = "best",
+    tables: str = "float32",
+    score: RankingScore | None = None,
     keep: int | None = None,
     warm_up: Sequence[int] | None = None,
     check: int = 0,
@@ -105,6 +60,8 @@ def export_run(
       run: The run.
       export_dir: Folder of versions, as TensorFlow Serving watches it: `export_dir/1`, `export_dir/2`, ...
       weights: `best`, `latest` or `final`, see `Workdir.checkpoint`.
+      tables: How embedding tables are held, of `compact_tables.STORAGES`.
+      score: What to rank by, one more output of each signature; None for none.
       keep: Versions that remain, the new one among them; at least 2, so that the one that is served until a server has loaded
         the new one is not removed. None keeps all.
       warm_up: Rows of the requests that a server is to warm up with, none where empty. None takes 1, 100 and 500 where the
@@ -128,9 +85,12 @@ def export_run(
     checkpoint = run.checkpoint(weights)
     model = run.trained_model(checkpoint)
     with new_version(export_dir, keep) as (folder, version):
-        _save(run, model, folder)
+        _save(run, model, folder, tables, score)
         metadata = _origin(run, weights, checkpoint)
-        metadata["skew"] = check_skew(run, model, folder, _read_rows(run, folder, check)) if check else None
+        metadata |= {"tables": tables, "score": dataclasses.asdict(score) if score else None, "skew": None}
+        if check:
+            round_tables(model, tables)
+            metadata["skew"] = check_skew(run, model, folder, _read_rows(run, folder, check))
         served, metadata["gate"] = pass_gate(run, folder, gate, force) if gate else (None, None)
         figures = served or _logged_figures(run, checkpoint)
         metadata["warm_up"] = _warm_up(run, folder, warm_up)

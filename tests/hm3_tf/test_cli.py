@@ -84,6 +84,7 @@ def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
         (["evaluate", "--workdri=x"], "Unknown command line flag 'workdri'"),
         (["export", "--workdir=x", "--export_dir=y", "z"], r"expected flags only, got \['z'\]"),
         (["export", "--workdir=x", "--export_dir=y", "--force"], "--force: expected --gate beside it"),
+        (["export", "--workdir=x", "--export_dir=y", "--score_exponent=2"], "expected --score_price beside it"),
         (["export", "--workdir=x", "--export_dir=y", "--keep=1"], "flag --keep=1: 1 is not integer >= 2"),
         (["export", "--workdir=x", "--export_dir=y", "--warm_up=1,many"], "--warm_up: expected numbers .* got 'many'"),
         (["export", "--workdir=x", "--export_dir=y", "--warm_up=0"], "--warm_up: expected numbers of rows .* got '0'"),
@@ -178,11 +179,14 @@ def test_the_flags_of_export_reach_the_version(command, workdir, tmp_path):
         command("export", *arguments, f"--data_dir={tmp_path}/other", "--check=5")
     )
     flags = [f"--gate={tmp_path}/none", "--weights=final", "--warm_up=2", "--keep=2"]
+    flags += ["--tables=int8", "--score_price=price", "--score_exponent=0.5"]
     assert command("export", *arguments, *flags)[0] == 0
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["2", "3", "lock"]
     metadata = json.loads((tmp_path / "models" / "3" / "assets.extra" / "metadata.json").read_text())
     assert (metadata["weights"], metadata["step"], metadata["warm_up"]) == ("final", 9, [2])
     assert metadata["gate"] == {"live": None, "forced": False}
+    assert (metadata["tables"], metadata["score"]) == ("int8", {"price": "price", "exponent": 0.5})
+    assert all("score" in signature["outputs"] for signature in metadata["signatures"].values())
 
 
 def test_simulate_is_the_same_for_the_same_seed(command, tmp_path):

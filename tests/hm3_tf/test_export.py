@@ -21,10 +21,11 @@ from data_pipeline import schema as schemas
 from data_pipeline.hashing import hash_to_bucket
 from data_pipeline.schema import Hashing, Schema
 from hm3_tf import config as configs
-from hm3_tf import export, skew
+from hm3_tf import export, serving, skew
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError, DataError, Hm3Error
 from hm3_tf.export import check_export, export_run
+from hm3_tf.layers import HashedEmbeddings
 from hm3_tf.model import probabilities
 from hm3_tf.versions import version_numbers
 from tests.conftest import BUCKETS, FEATURES, LOG, tiny_config, written_run
@@ -213,9 +214,10 @@ def test_rows_do_not_depend_on_the_batch_they_come_in(served):
     assert serve(served, {name: values[:0] for name, values in raw.items()})["pctcvr"].shape == (0,)
 
 
-def test_the_served_model_holds_the_weights_and_no_slots_of_the_optimizer(exported, model):
+def test_the_served_model_holds_the_tables_and_no_slots_of_the_optimizer(exported, model):
     shapes = [tuple(s) for name, s in tf.train.list_variables(str(exported / "variables" / "variables")) if s]
-    assert sorted(shapes) == sorted(tuple(w.shape) for w in model.network.variables)
+    tables = [layer for layer in model.network.layers if isinstance(layer, HashedEmbeddings)]
+    assert shapes == [tuple(variable.shape) for layer in tables for variable, _ in layer.parts]
 
 
 def test_schema_and_config_travel_with_the_served_model(exported, trained_run):
@@ -280,7 +282,7 @@ def test_the_served_model_needs_tensorflow_alone(exported, model, tmp_path):
 @pytest.fixture
 def quick_save(monkeypatch):
     """Has a model that serves the truth saved in place of the run's."""
-    monkeypatch.setattr(export, "_save", lambda run, model, folder: save_truth(folder))
+    monkeypatch.setattr(export, "_save", lambda run, model, folder, *_: save_truth(folder))
 
 
 def metadata(version):
@@ -357,7 +359,7 @@ def test_the_gate_lets_an_equal_version_pass_and_a_worse_one_by_force_alone(
     assert metadata(run())["gate"] == {"live": None, "forced": False}
     equal = metadata(run())["gate"]
     assert (equal["live"], equal["forced"], equal["reasons"], equal["rows"]) == (f"{models}/1", False, [], 857)
-    monkeypatch.setattr(export, "_save", lambda run, model, folder: save_truth(folder, factor=2.5))
+    monkeypatch.setattr(export, "_save", lambda run, model, folder, *_: save_truth(folder, factor=2.5))
     message = rf"gate: expected a version no worse than {models}/2 on 857 rows of validation, got pctr PCOC \d"
     with pytest.raises(Hm3Error, match=message):
         run()
@@ -402,7 +404,7 @@ def test_a_kill_during_export_leaves_the_old_version_served_and_no_half_one(
 
 
 def test_a_version_that_could_not_be_written_does_not_appear(trained_run, monkeypatch, tmp_path):
-    def save(run, model, folder):
+    def save(run, model, folder, *_):
         (Path(folder) / "saved_model.pb").write_text("half")
         raise RuntimeError("the disk is on fire")
 
@@ -435,7 +437,7 @@ def test_a_model_that_cannot_be_exported_fails_the_trial_with_the_reason(trained
     def parse_rows(examples, columns):
         raise ValueError("Feature brand: data types do not match.\nand a long story")
 
-    monkeypatch.setattr(export, "parse_rows", parse_rows)
+    monkeypatch.setattr(serving, "parse_rows", parse_rows)
     message = (
         "expected a model that can be exported, but a trial export of hm3 failed: "
         "ValueError: Feature brand: data types do not match.; run with --traceback to see where"
@@ -460,7 +462,7 @@ def test_a_salt_of_the_schema_is_served_too(trained_run, model):
     salted = dataclasses.replace(trained_run, schema=Schema(columns, trained_run.schema.levels))
     raw = {name: tf.constant(values) for name, values in raw_rows().items()}
     plain, other = (
-        export.ServingModule(run, model).signatures_to_save["serving_default"](raw)["pctr"].numpy()
+        serving.ServingModule(run, model).signatures_to_save["serving_default"](raw)["pctr"].numpy()
         for run in (trained_run, salted)
     )
     assert np.abs(plain - other).max() > 1e-6

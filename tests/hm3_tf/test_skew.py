@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from hm3_tf import export, plain_scoring, skew
 from hm3_tf.errors import Hm3Error
+from hm3_tf.serving import round_tables
 from hm3_tf.signatures import input_columns, read_rows, read_signatures
 from hm3_tf.skew import check_skew
 
@@ -77,6 +78,15 @@ def test_an_answer_that_is_no_number_is_infinitely_far():
 def test_the_model_of_other_weights_is_not_what_is_served(trained_run, folder, rows, here):
     with pytest.raises(Hm3Error, match="skew check: expected the model's predictions of 600 logged rows"):
         check_skew(trained_run, trained_run.build_model(), folder, rows)
+
+
+def test_compact_tables_are_compared_with_a_model_whose_tables_are_rounded_alike(trained_run, rows, here, tmp_path):
+    model = trained_run.trained_model()
+    export._save(trained_run, model, str(tmp_path), "int8")
+    with pytest.raises(Hm3Error, match="skew check: expected the model's predictions"):
+        check_skew(trained_run, model, str(tmp_path), rows)
+    round_tables(model, "int8")
+    assert check_skew(trained_run, model, str(tmp_path), rows)["rows"] == 600
 
 
 def test_a_model_that_cannot_be_served_is_told_with_the_reason(monkeypatch, tmp_path):
