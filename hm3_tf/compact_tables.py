@@ -8,6 +8,7 @@ from hm3_tf.errors import ConfigError, did_you_mean
 from hm3_tf.layers import gather_rows
 
 _MOST = 127  # of the absolute values of int8 rows, so that they are symmetric
+_SCALE_BYTES = tf.bfloat16.size
 
 
 def _to_int8(rows: tf.Tensor) -> tf.Tensor:
@@ -21,8 +22,8 @@ def _to_int8(rows: tf.Tensor) -> tf.Tensor:
 
 
 def _from_int8(rows: tf.Tensor) -> tf.Tensor:
-    scale = tf.cast(tf.bitcast(rows[..., -2:], tf.bfloat16), tf.float32)
-    return tf.cast(rows[..., :-2], tf.float32) * scale[..., tf.newaxis]
+    steps, scale = tf.split(rows, [rows.shape[-1] - _SCALE_BYTES, _SCALE_BYTES], axis=-1)
+    return tf.cast(steps, tf.float32) * tf.cast(tf.bitcast(scale, tf.bfloat16), tf.float32)[..., tf.newaxis]
 
 
 _Codec = tuple[Callable[[tf.Tensor], tf.Tensor], Callable[[tf.Tensor], tf.Tensor]]

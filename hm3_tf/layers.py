@@ -225,8 +225,9 @@ class EachTower(keras.initializers.Initializer):
 class ParallelTowers(keras.layers.Layer):
     """One multi-layer perceptron an edge on shared inputs.
 
-    The first layer of all towers is one product, as they read the same inputs. The later layers are a product a tower:
-    on a processor that is faster than one batched product of all.
+    In training the first layer of all towers is one product, as they read the same inputs. The later layers are a product a
+    tower: on a processor that is faster than one batched product of all. Where nothing is differentiated that holds of the
+    first layer too, whose output then need not be cut.
 
     Args:
       base_rates: {edge: rate in (0, 1)} at which its logit starts.
@@ -279,7 +280,7 @@ class ParallelTowers(keras.layers.Layer):
         """Returns the last ReLU layer of each tower, from the arguments of `call`: [batch, last of `units`] each."""
         states = [tf.cast(inputs, self.compute_dtype)] * len(self._base_rates)
         hidden = [(tf.unstack(kernel), tf.unstack(bias)) for kernel, bias in zip(self._kernels, self._biases)]
-        if hidden:
+        if hidden and training:
             (kernels, biases), *hidden = hidden
             beside = self._hidden(states[0], tf.concat(kernels, axis=1), tf.concat(biases, axis=0), training)
             states = tf.split(beside, len(states), axis=1)
