@@ -71,14 +71,15 @@ def export_run(
       force: Whether a version that is worse is exported all the same; its metadata says so.
 
     Returns:
-      The folder of the new version: a SavedModel with the signatures `serving_default` (a named tensor a raw column) and
-      `serving_examples` (`examples`: serialized tf.Example, a row each); `assets.extra/schema.json`, `config.json`,
-      `metadata.json` (docs/export.md), `metrics.json` (validation, as served) and `tf_serving_warmup_requests`; and `DONE`.
+      The folder of the new version: a SavedModel with the signatures of `serving.ServingModule`; in `assets.extra`
+      `schema.json`, `config.json`, `metadata.json` (docs/export.md), figures of validation in `metrics.json` and
+      `tf_serving_warmup_requests`; and `DONE`.
 
     Raises:
       Hm3Error: The run has no such weights, the version is worse than the live one or does not serve what the model predicts,
         another export is at work in the folder, or it cannot be written.
-      ConfigError: The live version takes other columns, or the weights asked for are not calibrated.
+      ConfigError: The tables or the price are not as expected, the live version takes other columns, or the weights asked for
+        are not calibrated.
       DataError: The log cannot be read, but something is asked for that needs it.
     """
     storage.open_file_system(export_dir)

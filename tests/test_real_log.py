@@ -125,7 +125,7 @@ def requests_of(run, signatures):
         shared = [name for name, shape in shapes.items() if shape[0] == 1]
         together = collections.defaultdict(list)
         for row in range(ROWS):
-            together[repr([raw[name][row].tolist() for name in shared])].append(row)
+            together[repr([raw[name][row] for name in shared])].append(row)
         for rows in together.values():
             yield signature, rows, {name: everything[name][rows[:1] if name in shared else rows] for name in shapes}
     instances = [
