@@ -10,7 +10,7 @@ from data_pipeline.schema import Schema
 from hm3_tf import evaluate, export
 from hm3_tf.errors import ConfigError
 from hm3_tf.export_gate import ServedModel, evaluate_versions, judge
-from tests.conftest import read_split, tiny_config, written_run
+from tests.conftest import read_split, save_best, tiny_config, written_run
 from tests.truth_model import TRUTH, save_truth
 
 
@@ -47,23 +47,19 @@ def test_a_version_half_as_high_again_as_the_truth_is_refused(trained_run, index
     assert back["reasons"] == [], "the way back is open"
 
 
-def test_a_model_trained_on_shuffled_labels_is_refused(data, index, truth, tmp_path):
+def test_a_model_trained_on_shuffled_labels_is_refused_with_the_figures_of_hm3_evaluate(data, index, truth, tmp_path):
     config = tiny_config()
     run = written_run(str(tmp_path / "run"), config, data)
     features, labels = read_split(config, data, "train")
     order = np.random.default_rng(0).permutation(len(labels["click"]))
     model = run.build_model()
     model.fit(features, {level: values[order] for level, values in labels.items()}, batch_size=512, epochs=2, verbose=0)
+    save_best(run, model)
     export._save(run, model, str(tmp_path / "model"))
-    _, verdict = evaluate_versions(run, index, str(tmp_path / "model"), truth)
+    metrics, verdict = evaluate_versions(run, index, str(tmp_path / "model"), truth)
     assert verdict["targets"]["pctr"]["auc"]["new"] < 0.6
     assert any(reason.startswith("pctr AUC 0.") for reason in verdict["reasons"])
-
-
-def test_the_figures_of_a_version_are_those_of_hm3_evaluate(trained_run, index, truth, tmp_path):
-    export._save(trained_run, trained_run.trained_model(), str(tmp_path))
-    metrics, _ = evaluate_versions(trained_run, index, str(tmp_path), truth)
-    expected = evaluate.evaluate_run(trained_run, index, "train")
+    expected = evaluate.evaluate_run(run, index, "train")
     assert metrics["rows"] == expected["rows"]
     for served, figures in (
         *((metrics[name], expected[name]) for name in TRUTH),
@@ -71,8 +67,8 @@ def test_the_figures_of_a_version_are_those_of_hm3_evaluate(trained_run, index, 
     ):
         assert set(served) == set(figures) - {"bayes_auc"}
         for name in ("rows", "positives", "auc", "log_loss", "pcoc", "gauc", "gauc_groups"):
-            assert served[name] == pytest.approx(figures[name], rel=1e-5), name
-    assert metrics["pctr"]["pcoc_interval"] == pytest.approx(expected["pctr"]["pcoc_interval"], rel=1e-5)
+            assert served[name] == pytest.approx(figures[name], rel=1e-4), name
+    assert metrics["pctr"]["pcoc_interval"] == pytest.approx(expected["pctr"]["pcoc_interval"], rel=1e-4)
 
 
 def test_a_live_version_of_other_columns_is_named(data, truth):
