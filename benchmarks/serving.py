@@ -3,8 +3,8 @@
 make bench-serving, or python benchmarks/serving.py [--folder=bench-out] where bench-out/deepctr is DeepCTR's environment
 
 The columns are those of the KuaiRand log, 32 of the user and the request and 10 of the item, with values drawn at random:
-the latency does not depend on them, nor on weights. One TensorFlow serves all models, as TensorFlow Serving would. Contenders take turns in
-rounds; a ratio is the median over rounds of the ratio of medians.
+the latency does not depend on them, nor on weights. One TensorFlow serves all models, as TensorFlow Serving would. Contenders
+take turns in rounds; a ratio is the median over rounds of the ratio of medians.
 """
 
 import dataclasses

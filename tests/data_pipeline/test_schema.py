@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.schema import (
     DTYPES,
+    ENTITIES,
     FORMAT_VERSION,
     ROLES,
     SCALAR,
