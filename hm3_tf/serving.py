@@ -24,7 +24,7 @@ Tensors = dict[str, tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class RankingScore:
-    """What items are ranked by: pctcvr * price^exponent, and 0 where the price is missing or not positive.
+    """What items are ranked by: pctcvr * price^exponent, and 0 where the price is missing, infinite or not positive.
 
     Attributes:
       price: Name of a numeric column of the log, one number a row; the model need not read it.
@@ -50,9 +50,9 @@ class RankingScore:
 
     def __call__(self, pctcvr: tf.Tensor, price: tf.Tensor) -> tf.Tensor:
         """Returns the scores: float32 [rows], >= 0, for float32 [rows] and int64 or float32 [rows] or [1]."""
-        known = price > 0  # a missing int64 is the smallest one, and comparisons with NaN are false
-        price = tf.where(known, tf.cast(price, tf.float32), 1.0)
-        return tf.where(known, pctcvr * price**self.exponent, 0.0)
+        price = tf.cast(price, tf.float32)
+        known = tf.math.is_finite(price) & (price > 0)  # a missing int64 is the smallest one
+        return tf.where(known, pctcvr * tf.where(known, price, 1.0) ** self.exponent, 0.0)
 
 
 def _raw_specs(columns: Iterable[Column], of_user: Collection[str] = ()) -> dict[str, tf.TensorSpec]:
