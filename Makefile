@@ -9,7 +9,7 @@ HM3 = $(VENV)/bin/hm3
 # Tests of a file share its fixtures, so a file stays in one process.
 IN_TWO = --numprocesses=2 --dist=loadfile
 
-.PHONY: install demo test test-latest lint format bench bench-peers tables table3 table4 table5 worlds requirements clean
+.PHONY: install demo test test-latest lint format bench bench-peers bench-serving tables table3 table4 table5 worlds requirements clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt setup.py
@@ -66,6 +66,10 @@ $(BENCH)/%/.installed: benchmarks/peers/requirements-%.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
 	[ $* != deepctr ] || $(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps deepctr==0.9.4
 	touch $@
+
+# One TensorFlow on one core serves HM3 and DeepCTR's ESMM.
+bench-serving: install $(BENCH)/deepctr/.installed
+	$(VENV)/bin/python benchmarks/serving.py --folder=$(BENCH)
 
 # The paper's tables on simulated logs, into docs/experiments.md. What was run before is not run again.
 PAPER = $(HM3) experiment --plan=configs/experiments/simulated.py:paper --workdir=$(EXPERIMENTS)/paper --output=docs/experiments.md

@@ -36,7 +36,9 @@ setup(
         "ray": [
             "ray[train,data]>=2.51,<3"
         ],  # launches and converts on clusters; before 2.51 Ray Train ran under Ray Tune
-        "serving": ["tensorflow-serving-api>=2.17,<2.20"],  # requests to TensorFlow Serving
+        "serving": [
+            "tensorflow-serving-api>=2.17,<2.22"
+        ],  # requests to TensorFlow Serving: to warm up with, and a client's
         "report": [
             "matplotlib>=3.8,<4",  # plots
             "jinja2>=3.1,<4",  # the page, with all text escaped

@@ -15,6 +15,7 @@ from hm3_tf.errors import ConfigError, did_you_mean
 from hm3_tf.features import COMBINERS
 
 DTYPES = ("int64", "string", "float")
+ENTITIES = ("user", "item")
 ROLES = ("feature", "behavior", "weight", "group", "ignored", "truth")
 SCALAR: tuple[int | None, ...] = ()
 VARIABLE: tuple[int | None, ...] = (None,)
@@ -63,6 +64,8 @@ class Column:
       shape: () for one value a row, (n,) for n of them, (None,) for any number.
       max_length: Of a variable-length column: values beyond it are cut off when the column is an input.
       hashing: Default hashing; an int64 or string input needs it.
+      entity: Whose it is when the items of one user are ranked: `user` (of the user or the request, as hour or device:
+        sent and looked up once) or `item`, which it is if nothing is said.
 
     Raises:
       ConfigError: The declaration contradicts itself.
@@ -74,6 +77,7 @@ class Column:
     shape: tuple[int | None, ...] = SCALAR
     max_length: int | None = None
     hashing: Hashing | None = None
+    entity: str = "item"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -90,6 +94,8 @@ class Column:
             return f"expected a dtype of {DTYPES}, got {self.dtype!r}; {did_you_mean(self.dtype, DTYPES)}"
         if self.role not in ROLES:
             return f"expected a role of {ROLES}, got {self.role!r}; {did_you_mean(self.role, ROLES)}"
+        if self.entity not in ENTITIES:
+            return f"expected an entity of {ENTITIES}, got {self.entity!r}; {did_you_mean(self.entity, ENTITIES)}"
         if self.name.startswith(TRUTH_PREFIX) and self.role not in ("truth", "ignored"):
             return (
                 f"expected the role 'truth' or 'ignored' for a name of the simulator's truth, got {self.role!r}; a column of "

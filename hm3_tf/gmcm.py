@@ -122,7 +122,7 @@ class MicroGraph(keras.layers.Layer):
           node before them).
         """
         # Nodes come first, so that each convolution is two plain products: einsum takes three times as long.
-        nodes = tf.nn.relu(tf.matmul(inputs[tf.newaxis], self._kernel) + self._bias[:, tf.newaxis])
+        nodes = tf.nn.relu(tf.matmul(tf.expand_dims(inputs, 0), self._kernel) + self._bias[:, tf.newaxis])
         logits = tf.cast(tf.matmul(nodes, self._logit_kernel)[..., 0], tf.float32) + self._start[:, tf.newaxis]
         links = tf.cast(self._adjacency, nodes.dtype)
         for kernel in self._convolutions:

@@ -1,8 +1,9 @@
 """Layers of the network: shared embeddings, numeric inputs, parallel towers and the behavior graph."""
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 import tf_keras as keras
@@ -70,6 +71,12 @@ class HashedEmbeddings(keras.layers.Layer):
         return self._features
 
     @property
+    def columns(self) -> list[str]:
+        """Names of the features, one a column of the output."""
+        ordered = sorted(self._features, key=lambda f: (self._widths.index(f.dim), f.length is not None))
+        return [feature.name for feature in ordered for _ in range(feature.dim)]
+
+    @property
     def parts(self) -> list[tuple[tf.Variable, list[Table]]]:
         """The variables, each with its tables in the order of their ranges of rows; once built."""
         return [(variable, self._tables(dim)) for dim, variable in zip(self._widths, self._variables)]
@@ -107,21 +114,46 @@ class HashedEmbeddings(keras.layers.Layer):
         Returns:
           float32 [batch, sum of widths over the features], grouped by width.
         """
-        return tf.concat([self._embed(*pair, inputs) for pair in zip(self._widths, self._variables)], axis=-1)
+        return self.embed(self._features, inputs, [functools.partial(gather_rows, v) for v in self._variables])
 
-    def _embed(self, dim: int, variable: tf.Variable, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def embed(
+        self,
+        features: Sequence[HashedFeature],
+        inputs: Mapping[str, tf.Tensor],
+        gathers: Sequence[Callable[[tf.Tensor], tf.Tensor]],
+    ) -> tf.Tensor:
+        """Embeds some of the features, from variables as in `parts` or from what stands for them.
+
+        Args:
+          features: Those to embed, at least one.
+          inputs: As in `call`, of these features.
+          gathers: For each of `parts`: rows int32 [...] to embeddings float32 [..., width].
+
+        Returns:
+          float32 [batch, sum of widths over `features`], in the order of `call`.
+        """
+        grouped = [[feature for feature in features if feature.dim == dim] for dim in self._widths]
+        return tf.concat([self._embed(*pair, inputs) for pair in zip(grouped, gathers) if pair[0]], axis=-1)
+
+    def _embed(
+        self,
+        features: Sequence[HashedFeature],
+        gather: Callable[[tf.Tensor], tf.Tensor],
+        inputs: Mapping[str, tf.Tensor],
+    ) -> tf.Tensor:
+        """Embeds features of one width."""
+        dim = features[0].dim
         tables = self._tables(dim)
         starts = dict(zip((t.name for t in tables), itertools.accumulate((t.rows for t in tables), initial=0)))
-        mine = [feature for feature in self._features if feature.dim == dim]
-        singles = [feature for feature in mine if feature.length is None]
-        several = [feature for feature in mine if feature.length is not None]
+        singles = [feature for feature in features if feature.length is None]
+        several = [feature for feature in features if feature.length is not None]
         ids = [inputs[feature.name] for feature in several]
         widths = [feature.length for feature in several]
         if singles:
             ids.insert(0, tf.transpose(tf.stack([inputs[feature.name] for feature in singles])))
             widths.insert(0, len(singles))
         offsets = [starts[f.table] for f in (*singles, *several) for _ in range(f.length or 1)]
-        rows = gather_rows(variable, tf.concat(ids, axis=1) + tf.constant(offsets, tf.int32))
+        rows = gather(tf.concat(ids, axis=1) + tf.constant(offsets, tf.int32))
         pieces = tf.split(rows, widths, axis=1)
         parts = [tf.reshape(pieces.pop(0), [-1, len(singles) * dim])] if singles else []
         parts += [_pool(*feature) for feature in zip(several, ids[-len(several) :], pieces)]
@@ -148,6 +180,16 @@ class NumericInputs(keras.layers.Layer):
     def __init__(self, features: Sequence[NumericFeature], **kwargs) -> None:
         super().__init__(**kwargs)
         self._features = tuple(features)
+
+    @property
+    def features(self) -> tuple[NumericFeature, ...]:
+        """The numeric features."""
+        return self._features
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the features, one a column of the output."""
+        return [feature.name for feature in self._features for _ in feature.mean]
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Standardizes a batch.
@@ -183,8 +225,9 @@ class EachTower(keras.initializers.Initializer):
 class ParallelTowers(keras.layers.Layer):
     """One multi-layer perceptron an edge on shared inputs.
 
-    The first layer of all towers is one product, as they read the same inputs. The later layers are a product a tower:
-    on a processor that is faster than one batched product of all.
+    In training the first layer of all towers is one product, as they read the same inputs. The later layers are a product a
+    tower: on a processor that is faster than one batched product of all. Where nothing is differentiated that holds of the
+    first layer too, whose output then need not be cut.
 
     Args:
       base_rates: {edge: rate in (0, 1)} at which its logit starts.
@@ -237,7 +280,7 @@ class ParallelTowers(keras.layers.Layer):
         """Returns the last ReLU layer of each tower, from the arguments of `call`: [batch, last of `units`] each."""
         states = [tf.cast(inputs, self.compute_dtype)] * len(self._base_rates)
         hidden = [(tf.unstack(kernel), tf.unstack(bias)) for kernel, bias in zip(self._kernels, self._biases)]
-        if hidden:
+        if hidden and training:
             (kernels, biases), *hidden = hidden
             beside = self._hidden(states[0], tf.concat(kernels, axis=1), tf.concat(biases, axis=0), training)
             states = tf.split(beside, len(states), axis=1)

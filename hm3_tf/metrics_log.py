@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from data_pipeline import storage
 from hm3_tf.board import Board
+from hm3_tf.errors import DataError
 from hm3_tf.workdir import METRICS_FILE, Workdir
 
 
@@ -57,3 +58,21 @@ class MetricsLog:
         """Says in TensorBoard that training ended well after `step` steps."""
         with storage.explained(self._path):
             self._board.write_end(step)
+
+
+def read_metrics(run: Workdir) -> list[dict[str, Any]]:
+    """Returns the lines of a run's `metrics.jsonl`, none where there is no such file; one that is being written is left out.
+
+    Raises:
+      DataError: It does not hold lines of JSON.
+    """
+    path = run.file(METRICS_FILE)
+    if not tf.io.gfile.exists(path):
+        return []
+    *lines, _ = storage.read_text(path, "").split("\n")
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: expected lines of JSON, got {error.doc!r}; move the file away to go on without the figures of training"
+        ) from error

@@ -180,6 +180,16 @@ def build_network(
     return keras.Model(inputs, {"log_probs": log_probs, "edge_logits": logits}, name=method.name)
 
 
+def split_network(network: keras.Model) -> tuple[list[HashedEmbeddings | NumericInputs], keras.Model]:
+    """Returns a network as the layers that read features, and a model of the same weights from their outputs to predictions.
+
+    Args:
+      network: Of `build_network`.
+    """
+    readers = [layer for layer in network.layers if isinstance(layer, (HashedEmbeddings, NumericInputs))]
+    return readers, keras.Model([reader.output for reader in readers], network.output, name=f"{network.name}_head")
+
+
 def _layer_seed(seed: int, layer: str) -> int:
     """Returns a seed of a layer's own, so that no two layers start with the same numbers."""
     return int(np.random.SeedSequence((seed, zlib.crc32(layer.encode()))).generate_state(1)[0]) >> 2

@@ -77,7 +77,7 @@ def predict_run(run: Workdir, index: SplitIndex, output: str) -> int:
       Hm3Error: The run has no checkpoint, the output cannot be written, or the folder holds something else.
       DataError: The split cannot be read.
     """
-    checkpoint = run.best_checkpoint()
+    checkpoint = run.checkpoint()
     with missing_parts(checkpoint, index, output) as parts, parts_progress(parts, index) as progress:
         if parts:
             predictor = Predictor(run, checkpoint, index)

@@ -37,7 +37,7 @@ def predict_on_ray(run: Workdir, index: SplitIndex, output: str, address: str | 
       DataError: As `predict_run`; of several shards with errors any one is named.
       LostWorkerError: A part was lost again and again.
     """
-    checkpoint = storage.absolute(run.best_checkpoint())
+    checkpoint = storage.absolute(run.checkpoint())
     index = dataclasses.replace(index, files=tuple(storage.absolute(file) for file in index.files))
     with missing_parts(checkpoint, index, output) as parts, parts_progress(parts, index) as progress:
         if parts:

@@ -156,6 +156,7 @@ class Trainer(keras.callbacks.Callback):
             figures = self._validate()
         if self._log:
             self._log.end(self._checkpoints.step)
+            self._run.write_end(self._checkpoints.step)
         return figures
 
     @property

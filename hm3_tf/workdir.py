@@ -15,7 +15,7 @@ from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE, DataFolder
 from hm3_tf import __version__
 from hm3_tf import config as configs
 from hm3_tf.config import Config
-from hm3_tf.errors import DataError, Hm3Error
+from hm3_tf.errors import ConfigError, DataError, Hm3Error
 from hm3_tf.model import ConversionModel, build_model
 from hm3_tf.warm_start import WarmStart, check_same_network
 
@@ -23,6 +23,7 @@ CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
 METRICS_FILE = "metrics.jsonl"
+END_FILE = "ended.json"  # the step after which training last ended well
 _MAY_CHANGE = {  # fields that say how long and how closely watched a run is, not what it computes
     "training": (
         *("epochs", "max_steps", "early_stopping_epochs"),
@@ -81,7 +82,46 @@ class Workdir:
         Raises:
           Hm3Error: The run has no checkpoint.
         """
-        return int(self._checkpoint(self.file("checkpoints")).rsplit("-", 1)[-1])
+        return checkpoint_step(self._checkpoint(self.file("checkpoints")))
+
+    def checkpoint(self, weights: str = "best") -> str:
+        """Returns the path of a checkpoint.
+
+        Args:
+          weights: `best`: best on validation, the latest in a run without validation; `latest`; or `final`: the latest of a
+            run whose training has ended.
+
+        Raises:
+          Hm3Error: The run has no checkpoint, or `final` is asked for and its training has not ended.
+          ConfigError: Others than the best are asked for where these alone are calibrated.
+        """
+        if weights == "best":
+            return self._checkpoint(self.file("checkpoints", "best"), self.file("checkpoints"))
+        if self.config.training.calibrate:
+            raise ConfigError(
+                f"{self.path}: expected the best weights, as training.calibrate fits the calibration of these alone, got "
+                f"{weights!r}"
+            )
+        found = self._checkpoint(self.file("checkpoints"))
+        if weights == "final" and checkpoint_step(found) != self._end_step():
+            raise Hm3Error(
+                f"{self.path}: expected a run whose training has ended, found one that is at step {checkpoint_step(found)} of "
+                "it; run hm3 train on this workdir until it ends, or take the best or the latest weights"
+            )
+        return found
+
+    def _end_step(self) -> int | None:
+        """Returns the steps after which training last ended well, None where it never did."""
+        path = self.file(END_FILE)
+        return json.loads(storage.read_text(path, ""))["step"] if tf.io.gfile.exists(path) else None
+
+    def write_end(self, step: int) -> None:
+        """Writes that training ended well after `step` steps.
+
+        Raises:
+          Hm3Error: The directory cannot be written.
+        """
+        storage.write_text(self.file(END_FILE), json.dumps({"step": step}))
 
     def _checkpoint(self, *folders: str) -> str:
         """Returns the path of the latest checkpoint in the first of the folders that has one."""
@@ -90,21 +130,16 @@ class Workdir:
             raise Hm3Error(f"{self.path}: expected a checkpoint, found none; run hm3 train on this workdir first")
         return found[0]
 
-    def best_checkpoint(self) -> str:
-        """Returns the path of the run's best weights: best on validation, else the latest.
-
-        Raises:
-          Hm3Error: The run has no checkpoint.
-        """
-        return self._checkpoint(self.file("checkpoints", "best"), self.file("checkpoints"))
-
     def trained_model(self, checkpoint: str | None = None) -> ConversionModel:
-        """Returns the run's model with the weights of a checkpoint, by default the best.
+        """Returns the run's model with trained weights.
+
+        Args:
+          checkpoint: One of `checkpoint`; default that of the best weights.
 
         Raises:
           Hm3Error: The run has no checkpoint, or that one is gone.
         """
-        checkpoint, model = checkpoint or self.best_checkpoint(), self.build_model()
+        checkpoint, model = checkpoint or self.checkpoint(), self.build_model()
         try:
             restored = tf.train.Checkpoint(network=model.network).restore(checkpoint)
         except tf.errors.NotFoundError as error:
@@ -114,6 +149,11 @@ class Workdir:
             ) from error
         restored.assert_existing_objects_matched().expect_partial()
         return model
+
+
+def checkpoint_step(checkpoint: str) -> int:
+    """Returns the steps after which a checkpoint was written, which end its name."""
+    return int(checkpoint.rsplit("-", 1)[-1])
 
 
 @contextlib.contextmanager

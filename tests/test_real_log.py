@@ -1,7 +1,9 @@
 """From the raw files of KuaiRand-Pure to a SavedModel in a process without hm3-tf."""
 
+import collections
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -19,7 +21,7 @@ from hm3_tf.workdir import open_workdir
 SAMPLE = pathlib.Path(__file__).parent.parent.parent / "shared" / "data" / "kuairand-pure-sample"
 ROWS = 10_000
 SERVE = """
-import sys
+import json, pickle, sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -31,15 +33,23 @@ import numpy as np
 import tensorflow as tf
 
 folder, requests, answers = sys.argv[1:]
-columns = dict(np.load(requests, allow_pickle=True))
-examples = columns.pop("examples")
-model = tf.saved_model.load(folder)
-by_column = model.signatures["serving_default"](**{name: tf.constant(values) for name, values in columns.items()})
-by_example = model.signatures["serving_examples"](examples=tf.constant(examples))
-arrays = {f"column_{name}": value.numpy() for name, value in by_column.items()}
-arrays |= {f"example_{name}": value.numpy() for name, value in by_example.items()}
+signatures = tf.saved_model.load(folder).signatures
+
+def from_json(text):
+    body = json.loads(text)
+    specs = signatures[body["signature_name"]].structured_input_signature[1]
+    return {name: np.array([row[name] for row in body["instances"]], spec.dtype.as_numpy_dtype) for name, spec in specs.items()}
+
+def answer(signature, inputs):
+    inputs = from_json(inputs) if isinstance(inputs, str) else inputs
+    outputs = signatures[signature](**{name: tf.constant(values) for name, values in inputs.items()})
+    return {name: value.numpy() for name, value in outputs.items()}
+
+with open(requests, "rb") as file:
+    results = [answer(*request) for request in pickle.load(file)]
 assert not {"hm3_tf", "data_pipeline"} & set(sys.modules)
-np.savez(answers, **arrays)
+with open(answers, "wb") as file:
+    pickle.dump(results, file)
 """
 
 
@@ -74,34 +84,56 @@ def test_a_short_run_learns_and_is_calibrated(run):
     assert all(0.7 < figures[target]["pcoc"] < 1.4 for target in ("pctr", "pcvr", "pctcvr"))
 
 
-def test_both_signatures_give_the_predictions_of_hm3_predict_without_hm3_tf(run, tmp_path):
-    assert (
-        _status(["predict", f"--workdir={run.path}", f"--data_dir={run.data_dir}", f"--output={tmp_path}/p.parquet"])
-        == 0
-    )
-    assert _status(["export", f"--workdir={run.path}", f"--export_dir={tmp_path}/export"]) == 0
-    write_requests(run, tmp_path / "requests.npz")
-    arguments = [f"{tmp_path}/export/1", f"{tmp_path}/requests.npz", f"{tmp_path}/answers.npz"]
+def test_all_signatures_give_the_predictions_of_hm3_predict_without_hm3_tf(run, tmp_path):
+    predicted = [f"--workdir={run.path}", f"--data_dir={run.data_dir}", f"--output={tmp_path}/p.parquet"]
+    assert _status(["predict", *predicted]) == 0
+    assert _status(["export", f"--workdir={run.path}", f"--export_dir={tmp_path}/export", f"--check={ROWS}"]) == 0
+    metadata = json.loads((tmp_path / "export" / "1" / "assets.extra" / "metadata.json").read_text())
+    assert metadata["skew"]["rows"] == ROWS and metadata["warm_up"] == [1, 100, 500]
+    requests = list(requests_of(run, metadata["signatures"]))
+    (tmp_path / "requests").write_bytes(pickle.dumps([(signature, inputs) for signature, _, inputs in requests]))
+    arguments = [f"{tmp_path}/export/1", f"{tmp_path}/requests", f"{tmp_path}/answers"]
     done = subprocess.run(
         [sys.executable, "-c", SERVE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    answers, predictions = np.load(tmp_path / "answers.npz"), pq.read_table(tmp_path / "p.parquet")
-    outputs = {"pctr", "pcvr", "pctcvr", "p_d_mi", "p_d_ma"}
-    assert {name.partition("_")[2] for name in answers.files} == outputs
-    for name in outputs:
-        expected = predictions[name].to_numpy()[:ROWS]
-        assert len(expected) == ROWS
-        np.testing.assert_allclose(answers[f"column_{name}"], expected, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(answers[f"example_{name}"], expected, rtol=0, atol=1e-6)
+    answers, predictions = pickle.loads((tmp_path / "answers").read_bytes()), pq.read_table(tmp_path / "p.parquet")
+    expected = {name: predictions[name].to_numpy()[:ROWS] for name in ("pctr", "pcvr", "pctcvr", "p_d_mi", "p_d_ma")}
+    scored = collections.Counter()
+    for (signature, rows, inputs), answer in zip(requests, answers):
+        assert set(answer) == set(expected)
+        for name, p in expected.items():
+            np.testing.assert_allclose(answer[name], p[rows], rtol=0, atol=1e-6, err_msg=f"{signature} {name}")
+        scored[signature, type(inputs).__name__] += len(rows)
+    assert scored == {("serving_default", "str"): ROWS, **{(name, "dict"): ROWS for name in metadata["signatures"]}}
 
 
-def write_requests(run, path) -> None:
-    """Writes the first raw rows of the test split as columns and as serialized Examples."""
+def requests_of(run, signatures):
+    """Yields (signature, rows, inputs) for the first rows of the test split, and the same rows as the text of a REST request.
+
+    Of columns that a signature takes once a request, the rows of a request have one value.
+    """
     columns = run.schema.inputs
     index = DataFolder.open(run.data_dir).split("test")
     names = tuple(column.name for column in columns)
     batch = next(iter(Reader(index, run.schema, (), carry=names).ordered_dataset(ROWS)))
-    arrays = {name: values.numpy() for name, values in batch[3].items()}
-    rows = pa.RecordBatch.from_pydict({c.name: pa.array(list(arrays[c.name]), arrow_type(c)) for c in columns})
-    np.savez(path, **arrays, examples=np.array(encode_rows(rows, columns), object))
+    raw = {name: values.numpy() for name, values in batch[3].items()}
+    arrow = pa.RecordBatch.from_pydict({c.name: pa.array(list(raw[c.name]), arrow_type(c)) for c in columns})
+    everything = {**raw, "examples": np.array(encode_rows(arrow, columns), object)}
+    for signature, description in signatures.items():
+        shapes = {name: tensor["shape"] for name, tensor in description["inputs"].items()}
+        shared = [name for name, shape in shapes.items() if shape[0] == 1]
+        together = collections.defaultdict(list)
+        for row in range(ROWS):
+            together[repr([raw[name][row] for name in shared])].append(row)
+        for rows in together.values():
+            yield signature, rows, {name: everything[name][rows[:1] if name in shared else rows] for name in shapes}
+    instances = [
+        {name: v.decode() if isinstance(v, bytes) else np.asarray(v).tolist() for name, v in zip(raw, row)}
+        for row in zip(*raw.values())
+    ]
+    yield (
+        "serving_default",
+        list(range(ROWS)),
+        json.dumps({"signature_name": "serving_default", "instances": instances}),
+    )

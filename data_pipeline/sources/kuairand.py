@@ -35,6 +35,7 @@ _DERIVED_CATEGORIES = ("tag", "hour", "duration_bin")
 _STRINGS = ("user_active_degree", "video_type", "upload_type", *(c for c in _USER_CATEGORIES if c.endswith("_range")))
 _CATEGORY_BUCKETS = 10_001
 _USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+_OF_USER_OR_REQUEST = ("user_id", "tab", "hour", *_USER_CATEGORIES, *(f"log_{name}" for name in _USER_COUNTS))
 _MOST_TAGS = 4
 _BEHAVIORS = (
     *("is_click", "comment_stay_time", "profile_stay_time", "is_profile_enter", "long_view", "is_like"),
@@ -63,7 +64,8 @@ def _schema() -> Schema:
     )
     columns += [Column(f"log_{name}", "float") for name in (*_USER_COUNTS, "duration_ms")]
     columns += [Column(name, "int64", "behavior") for name in _BEHAVIORS]
-    return Schema(tuple(columns), _LEVELS)
+    marked = (dataclasses.replace(c, entity="user") if c.name in _OF_USER_OR_REQUEST else c for c in columns)
+    return Schema(tuple(marked), _LEVELS)
 
 
 @dataclasses.dataclass(frozen=True)

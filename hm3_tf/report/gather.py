@@ -14,10 +14,11 @@ from data_pipeline import storage
 from data_pipeline.index import SplitIndex
 from hm3_tf import __version__
 from hm3_tf.board import settings
-from hm3_tf.errors import ConfigError, DataError
+from hm3_tf.errors import ConfigError
 from hm3_tf.evaluate import Evaluation, evaluate_runs
+from hm3_tf.metrics_log import read_metrics
 from hm3_tf.tables import named_targets
-from hm3_tf.workdir import METRICS_FILE, RUN_FILE, Workdir
+from hm3_tf.workdir import RUN_FILE, Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,20 +137,7 @@ def gather(runs: Sequence[Workdir], index: SplitIndex, split: str, slices: Seque
 
 def _reported(name: str, run: Workdir, evaluation: Evaluation) -> ReportedRun:
     written = json.loads(storage.read_text(run.file(RUN_FILE), "name the --workdir of an hm3 train run"))
-    return ReportedRun(name, run.path, evaluation, _history(run), settings(run.config), written.get("versions", {}))
-
-
-def _history(run: Workdir) -> list[dict[str, Any]]:
-    path = run.file(METRICS_FILE)
-    if not tf.io.gfile.exists(path):
-        return []
-    *lines, _ = storage.read_text(path, "").split("\n")  # what follows the last end of a line is being written
-    try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}: expected lines of JSON, got {error.doc!r}; move the file away to report without learning curves"
-        ) from error
+    return ReportedRun(name, run.path, evaluation, read_metrics(run), settings(run.config), written.get("versions", {}))
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

@@ -24,12 +24,12 @@ from tests.conftest import read_split, save_best, tiny_config, written_run
 LOANS = BehaviorGraph((Behavior("click", gate=True), Behavior("apply", gate=True), Behavior("approve")))
 LOANS_SCHEMA = Schema(
     (
-        Column("user", "int64", "group", hashing=Hashing(50)),
+        Column("user", "int64", "group", hashing=Hashing(50), entity="user"),
         Column("channel", "string", hashing=Hashing(20)),
-        Column("tags", "string", shape=VARIABLE, max_length=3, hashing=Hashing(20, combiner="sum")),
+        Column("tags", "string", shape=VARIABLE, max_length=3, hashing=Hashing(20, combiner="sum"), entity="user"),
         Column("codes", "int64", shape=(2,), hashing=Hashing(20)),
         Column("amount", "float"),
-        Column("ratings", "float", shape=(2,)),
+        Column("ratings", "float", shape=(2,), entity="user"),
         Column("importance", "float", "weight"),
         Column("click", "int64", "behavior"),
         Column("status", "int64", "behavior"),
@@ -131,7 +131,7 @@ def case(request, data, loans, tmp_path_factory):
     features, labels, raw = read_split(config, log, "validation", carry=names)
     losses, moved = take_a_step(model, features, labels)
     save_best(run, model)
-    served = tf.saved_model.load(export_run(run, str(folder / "export")))
+    served = tf.saved_model.load(export_run(run, str(folder / "export"), warm_up=()))
     return Case(config, run, model, losses, moved, features, labels, raw, served)
 
 
@@ -233,6 +233,19 @@ def test_the_served_model_is_the_model_on_examples(case):
     examples = [example({name: values[row] for name, values in case.raw.items()}) for row in rows]
     served = case.served.signatures["serving_examples"](examples=tf.constant(examples))
     assert_served(served, {name: p[list(rows)] for name, p in case.predict(case.model).items()})
+
+
+def test_items_of_one_user_are_ranked_by_the_probabilities_of_rows_that_repeat_the_user(case):
+    serve, rank = (case.served.signatures[name] for name in ("serving_default", "rank"))
+    of_user = {column.name for column in case.run.schema.inputs if column.entity == "user"} & set(case.raw)
+    rows = 9
+    repeated = {
+        name: np.repeat(values[:1], rows, axis=0) if name in of_user else values[:rows]
+        for name, values in case.raw.items()
+    }
+    once = {name: values[:1] if name in of_user else values for name, values in repeated.items()}
+    assert 0 < len(of_user) < len(case.raw)
+    assert_served(rank(**raw_tensors(once)), {name: p.numpy() for name, p in serve(**raw_tensors(repeated)).items()})
 
 
 def test_the_config_survives_json(case):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.schema import (
     DTYPES,
+    ENTITIES,
     FORMAT_VERSION,
     ROLES,
     SCALAR,
@@ -57,7 +58,7 @@ def valid_columns(draw, name):
         shape = draw(st.one_of(st.just(SCALAR), choices))
     if shape == VARIABLE:
         max_length = draw(st.integers(1, 50))
-    return Column(name, dtype, role, shape, max_length, hashing)
+    return Column(name, dtype, role, shape, max_length, hashing, draw(st.sampled_from(ENTITIES)))
 
 
 @st.composite
@@ -122,6 +123,8 @@ def test_a_schema_written_by_hand_gets_tuples_and_defaults():
         ({"dtype": "int63"}, f"expected a dtype of {DTYPES}, got 'int63'; did you mean 'int64'?"),
         ({"dtype": "bool"}, f"expected a dtype of {DTYPES}, got 'bool'; known: float, int64, string"),
         ({"role": "behaviour"}, f"expected a role of {ROLES}, got 'behaviour'; did you mean 'behavior'?"),
+        ({"entity": "users"}, f"expected an entity of {ENTITIES}, got 'users'; did you mean 'user'?"),
+        ({"entity": "request"}, f"expected an entity of {ENTITIES}, got 'request'; known: item, user"),
         ({"shape": (2, 3)}, "expected the shape [], [n] or [null], got [2, 3]"),
         ({"shape": (0,)}, "expected the shape [], [n] or [null], got [0]"),
         ({"shape": (-1,)}, "expected the shape [], [n] or [null], got [-1]"),

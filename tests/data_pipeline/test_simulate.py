@@ -343,6 +343,11 @@ def test_the_schema_survives_json():
     assert from_json(to_json(schema)) == schema
 
 
+def test_the_schema_says_which_inputs_are_of_the_user():
+    of_user = [column.name for column in SimulatedLog().schema.inputs if column.entity == "user"]
+    assert of_user == ["user_id", "city", "age", "gender", "power", "history"]
+
+
 def test_the_schema_declares_hm3s_levels():
     levels = SimulatedLog().schema.levels
     assert [(level.name, level.any_of) for level in levels] == [

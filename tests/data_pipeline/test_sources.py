@@ -543,6 +543,13 @@ def test_kuairand_has_a_schema_of_its_own(tmp_path, options):
         open_source("kuairand", str(tmp_path), **options)
 
 
+def test_inputs_of_kuairand_are_of_the_user_and_request_or_of_the_video(tmp_path):
+    inputs = open_source("kuairand", kuairand_folder(tmp_path)).schema.inputs
+    of_video = {column.name for column in inputs if column.entity == "item"}
+    ids, categories = {"video_id", "author_id", "music_id"}, {"video_type", "upload_type", "music_type", "tag", "tags"}
+    assert of_video == ids | categories | {"duration_bin", "log_duration_ms"}
+
+
 def kuairand_folder(folder, **changes):
     """Returns a release whose files are changed: {file: (old text, new text)}, or None for one that is left out."""
     for name, text in TINY.items():

@@ -16,6 +16,7 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from data_pipeline.sources.simulated import SimulatedSource
 from hm3_tf.export import export_run
 from tests.conftest import FEATURES, LOG
 from tests.deploy.test_manifests import kept_by
@@ -138,30 +139,15 @@ def test_compose_knows_the_keys():
     assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in COMPOSE["ports"]), "the server has no passwords"
 
 
-USER = ("user_id", "history")  # of one user; the others are of the items
-
-
-def add_rank(version: str, folder: str) -> None:
-    """Writes an exported version again with a signature `rank`, as far as a client sees it: one row of the user's columns."""
-    loaded = tf.saved_model.load(version)
-    serve = loaded.signatures["serving_default"]
-    specs = serve.structured_input_signature[1]
-    of_user = {name: tf.TensorSpec([1, *specs[name].shape[1:]], specs[name].dtype, name=name) for name in USER}
-
-    @tf.function(input_signature=[{**specs, **of_user}])
-    def rank(columns):
-        items = tf.shape(columns["item_id"])[0]
-        return serve(**{k: tf.repeat(v, items, axis=0) if k in USER else v for k, v in columns.items()})
-
-    tf.saved_model.save(loaded, folder, signatures={**loaded.signatures, "rank": rank})
+USER = {column.name for column in SimulatedSource(LOG).schema.columns if column.entity == "user"}
 
 
 @pytest.fixture(scope="module")
 def version(trained_run, tmp_path_factory):
     """Folder of a version of the trained run."""
     folder = tmp_path_factory.mktemp("models")
-    add_rank(export_run(trained_run, str(folder / "export")), str(folder / "hm3" / "7"))
-    return folder / "hm3" / "7"
+    pathlib.Path(export_run(trained_run, str(folder))).rename(folder / "7")
+    return folder / "7"
 
 
 @pytest.fixture(scope="module")

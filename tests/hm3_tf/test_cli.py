@@ -83,6 +83,11 @@ def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
         (["train"], "expected --config, --data_dir, --workdir"),
         (["evaluate", "--workdri=x"], "Unknown command line flag 'workdri'"),
         (["export", "--workdir=x", "--export_dir=y", "z"], r"expected flags only, got \['z'\]"),
+        (["export", "--workdir=x", "--export_dir=y", "--force"], "--force: expected --gate beside it"),
+        (["export", "--workdir=x", "--export_dir=y", "--score_exponent=2"], "expected --score_price beside it"),
+        (["export", "--workdir=x", "--export_dir=y", "--keep=1"], "flag --keep=1: 1 is not integer >= 2"),
+        (["export", "--workdir=x", "--export_dir=y", "--warm_up=1,many"], "--warm_up: expected numbers .* got 'many'"),
+        (["export", "--workdir=x", "--export_dir=y", "--warm_up=0"], "--warm_up: expected numbers of rows .* got '0'"),
         (["simulate", "--output_dir=x", "--rows=none"], "rows"),
         (
             ["train", "--config=configs/none.py", "--data_dir=x", "--workdir=y"],
@@ -164,6 +169,24 @@ def test_predict_and_export_say_what_they_wrote(command, data, workdir, tmp_path
     assert pq.read_table(tmp_path / "p.parquet").num_rows == 857
     status, output, _ = command("export", f"--workdir={workdir}", f"--export_dir={tmp_path}/e")
     assert status == 0 and f"wrote {tmp_path}/e/1" in output
+
+
+def test_the_flags_of_export_reach_the_version(command, workdir, tmp_path):
+    for number in ("1", "2"):
+        (tmp_path / "models" / number).mkdir(parents=True)
+    arguments = [f"--workdir={workdir}", f"--export_dir={tmp_path}/models"]
+    assert "other/schema.json: expected a file, found none" in the_error(
+        command("export", *arguments, f"--data_dir={tmp_path}/other", "--check=5")
+    )
+    flags = [f"--gate={tmp_path}/none", "--weights=final", "--warm_up=2", "--keep=2"]
+    flags += ["--tables=int8", "--score_price=price", "--score_exponent=0.5"]
+    assert command("export", *arguments, *flags)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["2", "3", "lock"]
+    metadata = json.loads((tmp_path / "models" / "3" / "assets.extra" / "metadata.json").read_text())
+    assert (metadata["weights"], metadata["step"], metadata["warm_up"]) == ("final", 9, [2])
+    assert metadata["gate"] == {"live": None, "forced": False}
+    assert (metadata["tables"], metadata["score"]) == ("int8", {"price": "price", "exponent": 0.5})
+    assert all("score" in signature["outputs"] for signature in metadata["signatures"].values())
 
 
 def test_simulate_is_the_same_for_the_same_seed(command, tmp_path):

@@ -1,26 +1,37 @@
 """The served model: raw values in, the model's probabilities out, with TensorFlow alone."""
 
 import dataclasses
+import datetime
+import functools
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import hm3_tf
 from data_pipeline import schema as schemas
 from data_pipeline.hashing import hash_to_bucket
 from data_pipeline.schema import Hashing, Schema
 from hm3_tf import config as configs
-from hm3_tf import export
+from hm3_tf import export, serving, skew
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
-from hm3_tf.errors import ConfigError, Hm3Error
+from hm3_tf.errors import ConfigError, DataError, Hm3Error
 from hm3_tf.export import check_export, export_run
+from hm3_tf.layers import HashedEmbeddings
 from hm3_tf.model import probabilities
+from hm3_tf.versions import version_numbers
 from tests.conftest import BUCKETS, FEATURES, LOG, tiny_config, written_run
+from tests.truth_model import save_truth
+
+ROOT = Path(__file__).parents[2]
 
 LEVELS = ("click", "d_mi", "d_ma", "purchase")
 MISSING_INT64 = -(2**63)
@@ -142,6 +153,12 @@ def test_examples_of_unequal_lengths_go_into_one_batch(served, model):
     np.testing.assert_allclose(serve_examples(served, rows)["pctr"], expected, rtol=0, atol=1e-6)
 
 
+def from_json(text):
+    """Returns the columns of a REST request in row format, as a server reads them."""
+    rows = json.loads(text)["instances"]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
 def test_ids_above_two_to_the_53_are_told_apart(served):
     ids = 2**53 + np.arange(8)
     assert len(set(ids.astype(np.float64))) < 8, "a float64 merges them"
@@ -150,6 +167,13 @@ def test_ids_above_two_to_the_53_are_told_apart(served):
     by_example = serve_examples(served, as_lists({**raw, "user_id": ids}))["pctr"]
     assert len(set(by_column.tolist())) == len(set(by_example.tolist())) == 8
     np.testing.assert_array_equal(by_column, by_example)
+    lists = {
+        name: values.tolist() for name, values in {**raw, "user_id": ids, "brand": raw["brand"].astype(str)}.items()
+    }
+    instances = [dict(zip(lists, row)) for row in zip(*lists.values())]
+    columns = from_json(json.dumps({"instances": instances}))
+    by_json = serve(served, {**columns, "price": columns["price"].astype(np.float32)})["pctr"]
+    np.testing.assert_array_equal(by_column, by_json)
 
 
 def test_a_missing_string_is_empty_or_left_out(served, model):
@@ -190,9 +214,10 @@ def test_rows_do_not_depend_on_the_batch_they_come_in(served):
     assert serve(served, {name: values[:0] for name, values in raw.items()})["pctcvr"].shape == (0,)
 
 
-def test_the_served_model_holds_the_weights_and_no_slots_of_the_optimizer(exported, model):
+def test_the_served_model_holds_the_tables_and_no_slots_of_the_optimizer(exported, model):
     shapes = [tuple(s) for name, s in tf.train.list_variables(str(exported / "variables" / "variables")) if s]
-    assert sorted(shapes) == sorted(tuple(w.shape) for w in model.network.variables)
+    tables = [layer for layer in model.network.layers if isinstance(layer, HashedEmbeddings)]
+    assert shapes == [tuple(variable.shape) for layer in tables for variable, _ in layer.parts]
 
 
 def test_schema_and_config_travel_with_the_served_model(exported, trained_run):
@@ -256,31 +281,137 @@ def test_the_served_model_needs_tensorflow_alone(exported, model, tmp_path):
 
 @pytest.fixture
 def quick_save(monkeypatch):
-    """Replaces the writing of the SavedModel by that of a file."""
-
-    def save(run, model, folder):
-        (Path(folder) / "saved_model.pb").write_text("")
-
-    monkeypatch.setattr(export, "_save", save)
+    """Has a model that serves the truth saved in place of the run's."""
+    monkeypatch.setattr(export, "_save", lambda run, model, folder, *_: save_truth(folder))
 
 
-def test_versions_count_up_as_numbers_and_leave_the_earlier_ones_alone(trained_run, quick_save, tmp_path):
-    assert export_run(trained_run, str(tmp_path / "new")).endswith("new/1")
-    for name in ("9", "10", "2.tmp-77", "notes"):
-        (tmp_path / "new" / name).mkdir()
-    assert export_run(trained_run, str(tmp_path / "new")).endswith("new/11")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["1", "10", "11", "2.tmp-77", "9", "notes"]
+def metadata(version):
+    return json.loads((Path(version) / "assets.extra" / "metadata.json").read_text())
+
+
+def test_the_metadata_say_where_a_version_comes_from_and_what_it_takes(exported, trained_run):
+    found = metadata(exported)
+    assert found["workdir"] == trained_run.path and (found["method"], found["weights"], found["step"]) == (
+        "hm3",
+        "best",
+        1,
+    )
+    assert found["versions"] == {"hm3_tf": hm3_tf.__version__, "tensorflow": tf.__version__}
+    assert abs(datetime.datetime.fromisoformat(found["time"]).timestamp() - time.time()) < 3600
+    assert (found["skew"], found["gate"]) == (None, None)
+    default = found["signatures"]["serving_default"]
+    assert default["inputs"]["history"] == {"dtype": "int64", "shape": [None, None]}
+    assert default["outputs"]["pcvr"] == {"dtype": "float32", "shape": [None]}
+
+
+def test_the_log_of_training_gives_the_figures_of_the_weights(trained_run, quick_save, tmp_path):
+    run = dataclasses.replace(trained_run, path=str(tmp_path / "run"))
+    shutil.copytree(trained_run.path, run.path)
+    figures = {"rows": 857, "pctr": {"auc": 0.7}}
+    lines = [{"step": 1, "loss": 1.0}, {"step": 1, "validation": figures}, {"step": 2, "validation": {"rows": 1}}]
+    Path(run.file("metrics.jsonl")).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    version = export_run(run, str(tmp_path / "models"), warm_up=())
+    written = json.loads((Path(version) / "assets.extra" / "metrics.json").read_text())
+    assert written == {"split": "validation", **figures}
+
+
+def test_warm_up_requests_of_the_log_are_answered_by_every_signature(exported, served):
+    prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+    assert metadata(exported)["warm_up"] == [1, 100, 500]
+    records = tf.data.TFRecordDataset(str(exported / "assets.extra" / "tf_serving_warmup_requests"))
+    requests = [prediction_log_pb2.PredictionLog.FromString(r.numpy()).predict_log.request for r in records]
+    answered = {name: [] for name in served.signatures}
+    for request in requests:
+        inputs = {name: tf.constant(tf.make_ndarray(proto)) for name, proto in request.inputs.items()}
+        answer = served.signatures[request.model_spec.signature_name](**inputs)
+        answered[request.model_spec.signature_name].append(len(answer["pctr"]))
+    assert answered == {name: [1, 100, 500] for name in served.signatures}
+
+
+def test_a_log_that_is_gone_costs_the_warm_up_and_is_missed_where_it_is_asked_for(
+    trained_run, quick_save, tmp_path, caplog
+):
+    run = dataclasses.replace(trained_run, data_dir=str(tmp_path / "gone"))
+    with pytest.raises(DataError, match="gone/schema.json: expected a file, found none"):
+        export_run(run, str(tmp_path / "models"), warm_up=[1])
+    version = export_run(run, str(tmp_path / "models"))
+    assert version.endswith("/1") and metadata(version)["warm_up"] == []
+    assert "exported without requests to warm up with: " in caplog.text
+
+
+def test_a_version_that_serves_other_than_the_model_predicts_is_not_exported(
+    trained_run, quick_save, tmp_path, monkeypatch
+):
+    def answers(folder, requests):
+        return [{name: np.full(64, 2.0) for name in ("pctr", "pcvr", "pctcvr", "p_d_mi", "p_d_ma")} for _ in requests]
+
+    monkeypatch.setattr(skew, "_answers", answers)
+    with pytest.raises(Hm3Error, match="skew check: expected the model's predictions of 64 logged rows"):
+        export_run(trained_run, str(tmp_path), check=64)
+    assert version_numbers(str(tmp_path)) == []
+
+
+def test_the_gate_lets_an_equal_version_pass_and_a_worse_one_by_force_alone(
+    trained_run, quick_save, tmp_path, monkeypatch
+):
+    models = str(tmp_path)
+    run = functools.partial(export_run, trained_run, models, warm_up=(), gate=models)
+    assert metadata(run())["gate"] == {"live": None, "forced": False}
+    equal = metadata(run())["gate"]
+    assert (equal["live"], equal["forced"], equal["reasons"], equal["rows"]) == (f"{models}/1", False, [], 857)
+    monkeypatch.setattr(export, "_save", lambda run, model, folder, *_: save_truth(folder, factor=2.5))
+    message = rf"gate: expected a version no worse than {models}/2 on 857 rows of validation, got pctr PCOC \d"
+    with pytest.raises(Hm3Error, match=message):
+        run()
+    assert version_numbers(models) == [1, 2]
+    forced = run(force=True)
+    assert metadata(forced)["gate"]["forced"] and metadata(forced)["gate"]["reasons"][0].startswith("pctr PCOC ")
+    figures = json.loads((Path(forced) / "assets.extra" / "metrics.json").read_text())
+    assert figures["pctr"]["pcoc"] == metadata(forced)["gate"]["targets"]["pctr"]["pcoc"]["new"]
+
+
+KILLED = """
+import os, signal, sys
+import tensorflow as tf
+from hm3_tf.export import export_run
+from hm3_tf.workdir import open_workdir
+
+rename = tf.io.gfile.rename
+
+def killed_before_a_version_appears(source, target, overwrite=False):
+    if tf.io.gfile.isdir(source):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target, overwrite)
+
+tf.io.gfile.rename = killed_before_a_version_appears
+export_run(open_workdir(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_kill_during_export_leaves_the_old_version_served_and_no_half_one(
+    trained_run, exported, quick_save, tmp_path
+):
+    shutil.copytree(exported, tmp_path / "1")
+    command = [sys.executable, "-c", KILLED, trained_run.path, str(tmp_path)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (left,) = [path for path in tmp_path.iterdir() if path.name not in ("1", "lock")]
+    assert left.name.startswith("2.tmp-") and (left / "assets.extra" / "metadata.json").exists()
+    assert version_numbers(str(tmp_path)) == [1]
+    assert tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+    export_run(trained_run, str(tmp_path), warm_up=())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "lock"]
 
 
 def test_a_version_that_could_not_be_written_does_not_appear(trained_run, monkeypatch, tmp_path):
-    def save(run, model, folder):
+    def save(run, model, folder, *_):
         (Path(folder) / "saved_model.pb").write_text("half")
         raise RuntimeError("the disk is on fire")
 
     monkeypatch.setattr(export, "_save", save)
     with pytest.raises(RuntimeError, match="on fire"):
         export_run(trained_run, str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_an_export_folder_that_cannot_be_made_is_refused(trained_run, quick_save, tmp_path):
@@ -306,7 +437,7 @@ def test_a_model_that_cannot_be_exported_fails_the_trial_with_the_reason(trained
     def parse_rows(examples, columns):
         raise ValueError("Feature brand: data types do not match.\nand a long story")
 
-    monkeypatch.setattr(export, "parse_rows", parse_rows)
+    monkeypatch.setattr(serving, "parse_rows", parse_rows)
     message = (
         "expected a model that can be exported, but a trial export of hm3 failed: "
         "ValueError: Feature brand: data types do not match.; run with --traceback to see where"
@@ -331,7 +462,7 @@ def test_a_salt_of_the_schema_is_served_too(trained_run, model):
     salted = dataclasses.replace(trained_run, schema=Schema(columns, trained_run.schema.levels))
     raw = {name: tf.constant(values) for name, values in raw_rows().items()}
     plain, other = (
-        export.ServingModule(run, model).signatures_to_save["serving_default"](raw)["pctr"].numpy()
+        serving.ServingModule(run, model).signatures_to_save["serving_default"](raw)["pctr"].numpy()
         for run in (trained_run, salted)
     )
     assert np.abs(plain - other).max() > 1e-6

@@ -195,7 +195,7 @@ def test_a_folder_that_another_process_writes_into_is_refused(trained_run, index
 def test_a_shard_that_becomes_corrupt_is_named_and_those_before_it_are_kept(trained_run, index, tmp_path, monkeypatch):
     shutil.copytree(index.folder, tmp_path / "test")
     index = DataFolder(str(tmp_path), trained_run.schema).split("test")
-    predictor = Predictor(trained_run, trained_run.best_checkpoint(), index)
+    predictor = Predictor(trained_run, trained_run.checkpoint(), index)
     flip_byte(tmp_path / "test" / "d-0.tfrecord", 1_000)
     monkeypatch.setattr("hm3_tf.predict.Predictor", lambda *_: predictor)
     with pytest.raises(DataError, match="d-0.tfrecord: expected TFRecord data, found a corrupt .* at byte offset"):
@@ -206,7 +206,7 @@ def test_a_shard_that_becomes_corrupt_is_named_and_those_before_it_are_kept(trai
 def test_weights_that_are_gone_are_named(trained_run, index, tmp_path):
     shutil.copytree(trained_run.file("checkpoints"), tmp_path / "checkpoints")
     run = dataclasses.replace(trained_run, path=str(tmp_path))
-    checkpoint = run.best_checkpoint()
+    checkpoint = run.checkpoint()
     for path in tf.io.gfile.glob(f"{checkpoint}*"):
         os.remove(path)
     with pytest.raises(

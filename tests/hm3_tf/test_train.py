@@ -123,8 +123,11 @@ def test_a_run_told_to_end_writes_a_checkpoint_and_resumes_there(data, whole, tm
         train_and_evaluate(config, data.path, str(tmp_path))
     monkeypatch.setattr(ConversionModel, "fit", fit)
     assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")).endswith(f"ckpt-{step}")
+    with pytest.raises(Hm3Error, match=f"expected a run whose training has ended, found one that is at step {step} of"):
+        open_workdir(str(tmp_path)).checkpoint("final")
     trainer = open_trainer(config, data.path, str(tmp_path))
     trainer.train()
+    assert open_workdir(str(tmp_path)).checkpoint("final").endswith(f"ckpt-{2 * STEPS}")
     assert [line["step"] for line in lines(tmp_path) if "epoch_end" not in line] == list(range(1, 2 * STEPS + 1))
     assert [line["step"] for line in lines(tmp_path) if "validation" in line] == [STEPS, 2 * STEPS]
     for resumed, uninterrupted in zip(trainer.model.network.get_weights(), weights):

@@ -13,8 +13,8 @@ from data_pipeline.folder import DataFolder
 from data_pipeline.schema import Column, Schema
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.config import checked
-from hm3_tf.errors import DataError, Hm3Error
-from hm3_tf.workdir import claim_workdir, open_workdir
+from hm3_tf.errors import ConfigError, DataError, Hm3Error
+from hm3_tf.workdir import checkpoint_step, claim_workdir, open_workdir
 from tests.conftest import save_best, tiny_config, written_run
 
 FILES = ("config.json", "schema.json", "statistics.json", "run.json")
@@ -179,3 +179,37 @@ def test_a_workdir_is_a_value(claimed):
     assert run.file("evaluation", "test.json") == f"{claimed}/evaluation/test.json"
     with pytest.raises(dataclasses.FrozenInstanceError):
         run.path = "elsewhere"
+
+
+def save_checkpoints(run, **steps):
+    """Writes checkpoints after so many steps: `latest` and `best`."""
+    folders = {"latest": run.file("checkpoints"), "best": run.file("checkpoints", "best")}
+    for name, step in steps.items():
+        tf.train.CheckpointManager(tf.train.Checkpoint(step=tf.Variable(step)), folders[name], 1).save(step)
+
+
+def test_weights_are_those_that_were_best_the_latest_or_those_of_the_end(claimed):
+    run = open_workdir(str(claimed))
+    save_checkpoints(run, latest=9)
+    assert checkpoint_step(run.checkpoint("best")) == 9, "without validation"
+    save_checkpoints(run, best=4)
+    assert checkpoint_step(run.checkpoint()) == checkpoint_step(run.checkpoint("best")) == 4
+    assert checkpoint_step(run.checkpoint("latest")) == run.latest_step() == 9
+    unfinished = "expected a run whose training has ended, found one that is at step 9 of it"
+    with pytest.raises(Hm3Error, match=unfinished):
+        run.checkpoint("final")
+    run.write_end(8)  # and then it went on
+    with pytest.raises(Hm3Error, match=unfinished):
+        run.checkpoint("final")
+    run.write_end(9)
+    assert run.checkpoint("final") == run.checkpoint("latest")
+
+
+def test_only_the_best_weights_of_a_calibrated_run_are_calibrated(data, tmp_path):
+    run = written_run(str(tmp_path), config_with("training", calibrate=True), data)
+    save_checkpoints(run, latest=9, best=4)
+    assert checkpoint_step(run.checkpoint()) == 4
+    with pytest.raises(
+        ConfigError, match=r"expected the best weights, as training.calibrate .* of these alone, got 'latest'"
+    ):
+        run.checkpoint("latest")

@@ -1,0 +1,67 @@
+"""A folder of numbered versions, as TensorFlow Serving watches it."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from data_pipeline import storage
+from hm3_tf.workdir import lock
+
+DONE_FILE = "DONE"
+_LEFT_BEHIND = re.compile(r"\d+\.tmp-\d+")
+
+
+def version_numbers(folder: str) -> list[int]:
+    """Returns the numbers of the versions in a folder, ascending; none where it does not exist."""
+    return sorted(int(name) for name in _names(folder) if name.isdigit())
+
+
+def _names(folder: str) -> list[str]:
+    return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)] if tf.io.gfile.isdir(folder) else []
+
+
+@contextlib.contextmanager
+def new_version(folder: str, keep: int | None = None) -> Iterator[tuple[str, str]]:
+    """Yields a temporary folder, which becomes the next version when the block ends well and is removed when it does not.
+
+    The temporary name is no number, so nobody who watches the folder takes it for a version. One process at a time makes
+    versions in a folder, and it first removes what a killed one left behind; a remote folder has no locks, so there nothing is
+    removed. The file `DONE` is written into the version after all else.
+
+    Args:
+      folder: Folder of versions; made if need be.
+      keep: Versions to keep, the new one among them; older ones are removed once it is there. None keeps all.
+
+    Yields:
+      The folder to write into, and the path of the version to be.
+
+    Raises:
+      Hm3Error: Another process makes a version in the folder, or it cannot be written.
+    """
+    with lock(folder, "--export_dir"):
+        if not storage.is_remote(folder):
+            _clear(folder)
+        version = storage.join(folder, str(max(version_numbers(folder), default=0) + 1))
+        with storage.staged_folder(version) as staged:
+            yield staged, version
+        storage.write_text(storage.join(version, DONE_FILE), "done\n")
+        for number in version_numbers(folder)[:-keep] if keep else ():
+            _remove(storage.join(folder, str(number)))
+
+
+def _clear(folder: str) -> None:
+    for name in filter(_LEFT_BEHIND.fullmatch, _names(folder)):
+        tf.io.gfile.rmtree(storage.join(folder, name))
+
+
+def _remove(version: str) -> None:
+    """Removes a version; where renaming is one step, nobody sees a part of it under its number."""
+    with storage.explained(version):
+        doomed = version
+        if not storage.is_remote(version):
+            doomed = f"{version}.tmp-{os.getpid()}"
+            tf.io.gfile.rename(version, doomed)
+        tf.io.gfile.rmtree(doomed)
