@@ -14,6 +14,7 @@ import pathlib
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +27,7 @@ from data_pipeline.sources.kuairand import KuaiRand
 from data_pipeline.statistics import no_statistics
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.serving import ServingModule
+from hm3_tf.warm_up import SIZES
 from hm3_tf.workdir import Workdir
 
 _FOLDER = flags.DEFINE_string("folder", "bench-out", "Folder for the models; DeepCTR's environment is in deepctr/.")
@@ -83,9 +85,9 @@ def write_peer(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def draw(schema: Schema, rows: int) -> dict[str, np.ndarray]:
+def draw(schema: Schema, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns rows of one user with as many items, as `serving_default` takes them."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     result = {}
     for column in schema.inputs:
         shape = (rows,) if column.length is None else (rows, column.length)
@@ -145,6 +147,26 @@ def time_in_rounds(field: dict[str, Contender], rounds: int, number: int) -> dic
     return {name: turns[1:] for name, turns in latencies.items()}
 
 
+def answer_s(serve: Callable[..., dict[str, tf.Tensor]], request: dict[str, np.ndarray]) -> float:
+    """Returns the seconds that a request takes."""
+    asked = {name: tf.constant(values) for name, values in request.items()}
+    start = time.perf_counter()
+    serve(**asked)
+    return time.perf_counter() - start
+
+
+def first_requests(contender: Contender, number: int) -> tuple[float, float]:
+    """Returns how long the first request of a loaded model takes, over the median of later ones: cold, and after a warm-up."""
+    loaded = [tf.saved_model.load(str(contender.folder)) for _ in range(2)]  # which share nothing
+    cold, warm = (model.signatures[contender.signature] for model in loaded)
+    first = answer_s(cold, contender.request)
+    for size in SIZES:
+        answer_s(warm, requests(draw(SCHEMA, size, seed=1))[contender.signature])
+    after = answer_s(warm, contender.request)
+    steady = statistics.median(answer_s(warm, contender.request) for _ in range(number))
+    return first / steady, after / steady
+
+
 def ratio(latencies: dict[str, list[list[float]]], name: str, reference: str) -> float:
     """Returns the median over rounds of the ratio of two contenders' medians."""
     pairs = zip(latencies[name], latencies[reference])
@@ -159,6 +181,8 @@ def main(_: list[str]) -> None:
     folder = pathlib.Path(_FOLDER.value).absolute()
     (folder / "serving").mkdir(parents=True, exist_ok=True)
     field = contenders(folder, _CANDIDATES.value)
+    cold, warm = first_requests(field["HM3 (six towers), rank"], _REQUESTS.value)
+    print(f"first request of a loaded model: {cold:.1f} times the median, after a warm-up {warm:.1f} times")
     latencies = time_in_rounds(field, _ROUNDS.value, _REQUESTS.value)
     print(
         f"| 1 user, {_CANDIDATES.value} items | p50 ms | p99 ms | requests/s | against DeepCTR | request KB | model MB |"
