@@ -209,6 +209,10 @@ class Schema:
         known = [column.name for column in self.columns]
         raise ConfigError(f"{where}: expected a column of the schema, got {name!r}; {did_you_mean(name, known)}")
 
+    def without_entities(self) -> "Schema":
+        """Returns the schema as a network sees it: whose a column is matters when it is served."""
+        return dataclasses.replace(self, columns=tuple(dataclasses.replace(c, entity="item") for c in self.columns))
+
     def with_role(self, *roles: str) -> tuple[Column, ...]:
         """Returns the columns of the given roles, in order."""
         return tuple(column for column in self.columns if column.role in roles)

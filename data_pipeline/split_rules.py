@@ -90,7 +90,7 @@ def _dates(rows: pa.RecordBatch, column: str, flag: str) -> np.ndarray:
             text = pc.replace_substring_regex(pc.cast(values, pa.string()), r"^(\d{4})(\d{2})(\d{2})$", r"\1-\2-\3")
             values = pc.cast(pc.utf8_slice_codeunits(text, 0, 10), pa.date32())
         return pc.cast(values, pa.date32()).to_numpy(zero_copy_only=False).astype("datetime64[D]")
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(
             f"{flag}: expected dates in column {column!r}, as 20220502, 2022-05-02 or of a date or time type, got: {error}; "
             "see --split_column"

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import uuid
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -103,7 +104,7 @@ def staged_file(path: str) -> Iterator[str]:
     if tf.io.gfile.isdir(path):
         raise Hm3Error(f"{path}: expected the name of a file to write, got a folder; name a file in it")
     make_folder(os.path.dirname(path) or ".")
-    temporary = f"{path}{_STAGED}{os.getpid()}"
+    temporary = _temporary(path)
     try:
         with explained(path):
             yield temporary
@@ -144,19 +145,29 @@ def staged_folder(path: str) -> Iterator[str]:
     """
     path = path.rstrip("/")
     open_file_system(path)
-    if tf.io.gfile.exists(path) and not (tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)):
-        raise Hm3Error(f"{path}: expected a new or empty folder, found files; remove them or name another folder")
-    temporary = f"{path}{_STAGED}{os.getpid()}"
+    _refuse_full(path)
+    temporary = _temporary(path)
     try:
         with explained(path):
             tf.io.gfile.makedirs(temporary)
             yield temporary
+            _refuse_full(path)
             if tf.io.gfile.exists(path):
                 tf.io.gfile.rmtree(path)
             tf.io.gfile.rename(temporary, path)
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.rmtree(temporary)
+
+
+def _temporary(path: str) -> str:
+    """Returns a name that no other process takes, on this machine or on another one."""
+    return f"{path}{_STAGED}{uuid.uuid4().hex[:8]}"
+
+
+def _refuse_full(path: str) -> None:
+    if tf.io.gfile.exists(path) and not (tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)):
+        raise Hm3Error(f"{path}: expected a new or empty folder, found files; remove them or name another folder")
 
 
 @contextlib.contextmanager

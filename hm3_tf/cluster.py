@@ -239,7 +239,11 @@ def await_end_of_chief(cluster: Cluster) -> None:
 
 
 def free_addresses(count: int) -> tuple[str, ...]:
-    """Returns addresses of this machine that nothing listens at, "127.0.0.1:port"; other connections do not take such ports."""
+    """Returns addresses of this machine that nothing listens at, "127.0.0.1:port"; other connections do not take such ports.
+
+    Raises:
+      Hm3Error: There are fewer.
+    """
     found: list[str] = []
     for port in random.sample(_PORTS, len(_PORTS)):
         if len(found) == count:
@@ -247,6 +251,10 @@ def free_addresses(count: int) -> tuple[str, ...]:
         with contextlib.suppress(OSError), socket.socket() as free:
             free.bind(("127.0.0.1", port))
             found.append(f"127.0.0.1:{port}")
+    if len(found) < count:
+        raise Hm3Error(
+            f"expected {count} free ports from {_PORTS.start} to {_PORTS.stop - 1} on this machine, found {len(found)}"
+        )
     return tuple(found)
 
 

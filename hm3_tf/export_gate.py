@@ -12,7 +12,6 @@ from data_pipeline.folder import DataFolder, check_records, explained_read_error
 from data_pipeline.hashing import fingerprint
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader
-from data_pipeline.records import TF_DTYPES
 from data_pipeline.schema import Schema
 from hm3_tf.compare import Comparison
 from hm3_tf.config import TARGETS
@@ -20,8 +19,9 @@ from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.evaluate import group_column
 from hm3_tf.prefetch import prefetch
 from hm3_tf.progress import Progress
+from hm3_tf.serving import raw_specs
 from hm3_tf.tally import Rows, Tally
-from hm3_tf.versions import version_numbers
+from hm3_tf.versions import whole_versions
 from hm3_tf.workdir import Workdir
 
 VALIDATION = "validation"
@@ -45,28 +45,45 @@ class ServedModel:
       columns: Names of the columns that it takes.
 
     Raises:
-      ConfigError: The log lacks a column that it takes, or has it in another dtype.
+      ConfigError: The log lacks a column that it takes, or has it in another dtype or shape.
+      Hm3Error: There is no SavedModel in the folder.
     """
 
     def __init__(self, folder: str, schema: Schema, levels: Sequence[str]) -> None:
-        self.levels = tuple(levels)
-        self._loaded = tf.saved_model.load(folder)  # its variables live as long as it is referred to
+        self.levels, self._folder = tuple(levels), folder
+        try:
+            self._loaded = tf.saved_model.load(folder)  # its variables live as long as it is referred to
+        except OSError as error:
+            raise Hm3Error(
+                f"{folder}: expected a SavedModel, got: {str(error).splitlines()[0]}; remove the folder, or export "
+                "without --gate"
+            ) from error
         self._serve = self._loaded.signatures["serving_default"]
         specs = self._serve.structured_input_signature[1]
         self.columns = tuple(specs)
-        known = {column.name: TF_DTYPES[column.dtype] for column in schema.columns}
+        known = raw_specs(schema.columns)
         for name, spec in specs.items():
-            if known.get(name) != spec.dtype:
+            if name not in known or not spec.is_compatible_with(known[name]):
                 raise ConfigError(
-                    f"{folder}: expected a model that scores the run's log, but it takes {name!r} as {spec.dtype.name}, which "
-                    f"the log {'has otherwise' if name in known else 'does not have'}; export without --gate"
+                    f"{folder}: expected a model that scores the run's log, but it takes {name!r} as {spec.dtype.name} "
+                    f"{spec.shape.as_list()}, which the log {'has otherwise' if name in known else 'does not have'}; export "
+                    "without --gate"
                 )
 
     def pairs(self, raw: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns natural-log (P, 1 - P) of the levels, then of the conversion given a click: float64 [rows, levels + 1, 2]."""
+        """Returns natural-log (P, 1 - P) of the levels, then of the conversion given a click: float64 [rows, levels + 1, 2].
+
+        Raises:
+          Hm3Error: A probability is no number.
+        """
         answer = self._serve(**{name: tf.constant(raw[name]) for name in self.columns})
         between = [f"p_{level}" for level in self.levels[1:-1]]
         p = np.stack([answer[name].numpy() for name in ("pctr", *between, "pctcvr", "pcvr")], axis=1, dtype=np.float64)
+        if not np.isfinite(p).all():
+            rows = np.count_nonzero(~np.isfinite(p).all(axis=1))
+            raise Hm3Error(
+                f"{self._folder}: expected probabilities, got no numbers in {rows:,} of {len(p):,} rows; do not serve it"
+            )
         p = np.clip(p, np.finfo(np.float32).tiny, _ALMOST_ONE)
         return np.stack([np.log(p), np.log1p(-p)], axis=-1)
 
@@ -85,14 +102,18 @@ def pass_gate(run: Workdir, folder: str, gate: str, force: bool) -> tuple[dict[s
       (whether it would not have passed otherwise) and what `judge` says.
 
     Raises:
-      Hm3Error: The version is worse than the live one.
+      Hm3Error: The version is worse than the live one, or the folder of versions does not exist.
       ConfigError: The live version takes columns that the log does not have.
       DataError: The log has no validation split, or it cannot be read.
     """
     storage.open_file_system(gate)
-    numbers = version_numbers(gate)
+    if not tf.io.gfile.isdir(gate):
+        raise Hm3Error(
+            f"--gate: expected the folder of the versions that are served, found none at {gate}; check the path"
+        )
+    numbers = whole_versions(gate)
     if not numbers:
-        _LOGGER.info("gate: no version is live in %s, so there is none to be compared with", gate)
+        _LOGGER.warning("gate: no version is live in %s, so there is none to be compared with", gate)
         return None, {"live": None, "forced": False}
     live = storage.join(gate, str(numbers[-1]))
     figures, verdict = evaluate_versions(run, DataFolder.open(run.data_dir).split(VALIDATION), folder, live)
@@ -169,8 +190,9 @@ def judge(new: Mapping[str, Any], live: Mapping[str, Any], difference: Mapping[s
     """Returns whether a version is worse than the live one.
 
     It is where, for pctr, pcvr or pctcvr, the 95 % interval of its AUC less that of the live one is all below -0.0005; or
-    where its PCOC is outside of 0.8 to 1.25 and, by the interval of the paired difference, farther out than the live one's.
-    A target with too few rows for intervals says nothing; where none says anything, the version is refused.
+    where its PCOC is outside of 0.8 to 1.25, farther out than the live one's (as a factor), and apart from it by the interval
+    of the paired difference. A target with too few rows or groups for intervals says nothing; where none says anything, the
+    version is refused.
 
     Args:
       new: Figures of the version, as in `metrics.json`.
@@ -183,7 +205,7 @@ def judge(new: Mapping[str, Any], live: Mapping[str, Any], difference: Mapping[s
     targets = {name: _target(new[name], live[name], difference[name]) for name in TARGETS}
     reasons = [reason for name, figures in targets.items() for reason in _reasons(name, figures)]
     if all(difference[name]["too_small"] for name in TARGETS):
-        reasons.append(f"{new['rows']:,} rows are too few to tell")
+        reasons.append(f"{new['rows']:,} rows, or their groups, are too few to tell")
     return {"rows": new["rows"], "targets": targets, "reasons": reasons}
 
 
@@ -202,12 +224,18 @@ def _target(new: Mapping[str, Any], live: Mapping[str, Any], difference: Mapping
 def _reasons(name: str, figures: Mapping[str, Any]) -> Iterator[str]:
     auc, pcoc = figures["auc"], figures["pcoc"]
     low, high = PCOC_BOUNDS
+    farther = pcoc["interval"] and _factor(pcoc["new"]) > _factor(pcoc["live"])
     if auc["interval"] and auc["interval"][1] < -AUC_TOLERANCE:
         yield f"{name} AUC {_against(auc)}"
-    if pcoc["interval"] and (
+    if farther and (
         (pcoc["new"] > high and pcoc["interval"][0] > 0) or (pcoc["new"] < low and pcoc["interval"][1] < 0)
     ):
         yield f"{name} PCOC {_against(pcoc)}, outside of {low} to {high}"
+
+
+def _factor(pcoc: float) -> float:
+    """Returns how far a PCOC is from 1, as a factor of at least 1."""
+    return max(pcoc, 1 / pcoc) if pcoc > 0 else np.inf
 
 
 def _against(figure: Mapping[str, Any]) -> str:

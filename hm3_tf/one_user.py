@@ -65,6 +65,8 @@ def _cast(x: OneUserRows, dtype: tf.DType, name: str | None = None) -> OneUserRo
 
 @tf.experimental.dispatch_for_api(tf.concat, {"values": list[OneUserRows]})
 def _concat(values: list[OneUserRows], axis: int, name: str = "concat") -> OneUserRows:
+    if axis not in (-1, 1):
+        return NotImplemented
     starts = list(itertools.accumulate((rows.shape[-1] for rows in values), initial=0))
     return OneUserRows(
         tf.concat([rows.user for rows in values], axis=1),

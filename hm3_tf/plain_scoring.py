@@ -1,6 +1,6 @@
 """Scores requests with a SavedModel by TensorFlow alone; a program of its own, which imports nothing of hm3-tf.
 
-    python -I hm3_tf/plain_scoring.py FOLDER REQUESTS ANSWERS
+    python hm3_tf/plain_scoring.py FOLDER REQUESTS ANSWERS
 
 REQUESTS is a pickled list of (signature, {input: array}); ANSWERS becomes one of {output: array}.
 """

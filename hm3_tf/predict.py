@@ -24,7 +24,7 @@ from hm3_tf.errors import Hm3Error
 from hm3_tf.model import probabilities, probability_names
 from hm3_tf.prefetch import prefetch
 from hm3_tf.progress import Progress
-from hm3_tf.workdir import Workdir, lock
+from hm3_tf.workdir import Workdir, lock, reading_checkpoint
 
 _LOGGER = logging.getLogger(__name__)
 _SUFFIX = ".parquet"
@@ -178,8 +178,9 @@ def missing_parts(checkpoint: str, index: SplitIndex, output: str) -> Iterator[l
             _LOGGER.info("%s: %d of %d shards are predicted", output, len(parts) - len(missing), len(parts))
         try:
             yield missing
-        finally:  # of killed processes: of an earlier run, or of Ray
-            storage.remove_staged_files(output, _SUFFIX)
+        finally:
+            if not storage.is_remote(output):  # where no lock keeps others out
+                storage.remove_staged_files(output, _SUFFIX)  # of killed processes: of an earlier run, or of Ray
 
 
 def parts_progress(missing: Sequence[Part], index: SplitIndex) -> Progress:
@@ -193,7 +194,7 @@ def _file_of(shard: SplitIndex, folder: str) -> str:
 
 def _weights(checkpoint: str) -> str:
     """Tells the weights of one checkpoint from those of another: its index has a checksum of each tensor."""
-    with tf.io.gfile.GFile(f"{checkpoint}.index", "rb") as file:
+    with reading_checkpoint(checkpoint), tf.io.gfile.GFile(f"{checkpoint}.index", "rb") as file:
         digest = hashlib.blake2b(file.read(), digest_size=8).hexdigest()
     return f"{os.path.basename(checkpoint)} {digest}"
 

@@ -61,7 +61,7 @@ def _write(ray: Any, job: tuple[Workdir, str, SplitIndex], parts: Sequence[Part]
         max_restarts=-1,
         max_task_retries=_TRIES_AGAIN,
     )
-    places = max(1, int(ray.cluster_resources().get(kind, 0)))
+    places = max(1, int(ray.available_resources().get(kind, 0)))
     shared = ray.put(job)
     workers = [actor.remote(shared) for _ in parts[:places]]
     try:

@@ -52,10 +52,10 @@ class RankingScore:
         """Returns the scores: float32 [rows], >= 0, for float32 [rows] and int64 or float32 [rows] or [1]."""
         price = tf.cast(price, tf.float32)
         known = tf.math.is_finite(price) & (price > 0)  # a missing int64 is the smallest one
-        return tf.where(known, pctcvr * tf.where(known, price, 1.0) ** self.exponent, 0.0)
+        return tf.where(known, pctcvr * tf.minimum(tf.where(known, price, 1.0) ** self.exponent, tf.float32.max), 0.0)
 
 
-def _raw_specs(columns: Iterable[Column], of_user: Collection[str] = ()) -> dict[str, tf.TensorSpec]:
+def raw_specs(columns: Iterable[Column], of_user: Collection[str] = ()) -> dict[str, tf.TensorSpec]:
     """Returns the spec of each column as a client sends it, a batch of one for those of the user."""
 
     def spec(column: Column) -> tf.TensorSpec:
@@ -183,7 +183,7 @@ class ServingModule(tf.Module):
             results = network.predict(raw, of_user)
             return {**results, "score": score(results["pctcvr"], raw[score.price])} if score else results
 
-        @tf.function(input_signature=[_raw_specs(columns)], autograph=False)
+        @tf.function(input_signature=[raw_specs(columns)], autograph=False)
         def serve(inputs: Tensors) -> Tensors:
             return predict(inputs)
 
@@ -191,7 +191,7 @@ class ServingModule(tf.Module):
         def serve_examples(examples: tf.Tensor) -> Tensors:
             return serve(parse_rows(examples, columns))
 
-        @tf.function(input_signature=[_raw_specs(columns, of_user)], autograph=False)
+        @tf.function(input_signature=[raw_specs(columns, of_user)], autograph=False)
         def rank(inputs: Tensors) -> Tensors:
             return predict(inputs, of_user)
 

@@ -36,12 +36,20 @@ class Signature:
         """Whether all rows of a request have one value of a column, given once: [1, ...]."""
         return column in self.inputs and self.inputs[column].shape[0] == 1
 
+    @property
+    def is_split(self) -> bool:
+        """Whether it takes some columns once for all rows of a request."""
+        return any(map(self.is_shared, self.inputs))
+
 
 def read_signatures(folder: str) -> dict[str, Signature]:
     """Returns the signatures of a SavedModel by name; no weights are read.
 
     Args:
       folder: The SavedModel.
+
+    Raises:
+      tf.errors.NotFoundError: There is none.
     """
     with tf.io.gfile.GFile(storage.join(folder, "saved_model.pb"), "rb") as file:
         saved = saved_model_pb2.SavedModel.FromString(file.read())

@@ -88,15 +88,17 @@ class Workdir:
         """Returns the path of a checkpoint.
 
         Args:
-          weights: `best`: best on validation, the latest in a run without validation; `latest`; or `final`: the latest of a
+          weights: `best`: best on validation, the latest as long as there was none; `latest`; or `final`: the latest of a
             run whose training has ended.
 
         Raises:
           Hm3Error: The run has no checkpoint, or `final` is asked for and its training has not ended.
           ConfigError: Others than the best are asked for where these alone are calibrated.
         """
+        best = self.file("checkpoints", "best")
         if weights == "best":
-            return self._checkpoint(self.file("checkpoints", "best"), self.file("checkpoints"))
+            latest = () if self.config.training.calibrate else (self.file("checkpoints"),)
+            return self._checkpoint(best, *latest)
         if self.config.training.calibrate:
             raise ConfigError(
                 f"{self.path}: expected the best weights, as training.calibrate fits the calibration of these alone, got "
@@ -140,13 +142,8 @@ class Workdir:
           Hm3Error: The run has no checkpoint, or that one is gone.
         """
         checkpoint, model = checkpoint or self.checkpoint(), self.build_model()
-        try:
+        with reading_checkpoint(checkpoint):
             restored = tf.train.Checkpoint(network=model.network).restore(checkpoint)
-        except tf.errors.NotFoundError as error:
-            raise Hm3Error(
-                f"{checkpoint}: expected the checkpoint that was there at the start, found none: the run is being trained; "
-                "wait for its end"
-            ) from error
         restored.assert_existing_objects_matched().expect_partial()
         return model
 
@@ -154,6 +151,22 @@ class Workdir:
 def checkpoint_step(checkpoint: str) -> int:
     """Returns the steps after which a checkpoint was written, which end its name."""
     return int(checkpoint.rsplit("-", 1)[-1])
+
+
+@contextlib.contextmanager
+def reading_checkpoint(checkpoint: str) -> Iterator[None]:
+    """Explains within the block that a checkpoint is gone.
+
+    Raises:
+      Hm3Error: It is.
+    """
+    try:
+        yield
+    except tf.errors.NotFoundError as error:
+        raise Hm3Error(
+            f"{checkpoint}: expected the checkpoint that was there at the start, found none: the run is being trained; "
+            "wait for its end"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -241,7 +254,7 @@ def claim_workdir(path: str, config: Config, data: DataFolder, warm_start: WarmS
         before = open_workdir(path)
         _refuse_other_run(before, config, data)
         _refuse_other_start(before, warm_start)
-        return dataclasses.replace(before, config=config, data_dir=data_dir)
+        return dataclasses.replace(before, config=config, schema=data.schema, data_dir=data_dir)
     if not warm_start:
         return Workdir(path, config, data.schema, _first_statistics(config, data), data_dir)
     earlier = open_workdir(warm_start.workdir)
@@ -275,7 +288,7 @@ def _refuse_other_run(before: Workdir, config: Config, data: DataFolder) -> None
                     f"{before.path}: expected the config of the run it holds ({section}.{name}={old[section][name]!r}), got "
                     f"{value!r}; {remedy}"
                 )
-    if data.schema != before.schema:
+    if data.schema.without_entities() != before.schema.without_entities():
         raise Hm3Error(
             f"{before.path}: expected the schema of the run it holds (trained on {before.data_dir}), but that of "
             f"{data.path} differs; {remedy}"

@@ -178,6 +178,7 @@ def test_the_flags_of_export_reach_the_version(command, workdir, tmp_path):
     assert "other/schema.json: expected a file, found none" in the_error(
         command("export", *arguments, f"--data_dir={tmp_path}/other", "--check=5")
     )
+    (tmp_path / "none").mkdir()
     flags = [f"--gate={tmp_path}/none", "--weights=final", "--warm_up=2", "--keep=2"]
     flags += ["--tables=int8", "--score_price=price", "--score_exponent=0.5"]
     assert command("export", *arguments, *flags)[0] == 0

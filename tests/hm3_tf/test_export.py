@@ -343,11 +343,11 @@ def test_a_version_that_serves_other_than_the_model_predicts_is_not_exported(
     trained_run, quick_save, tmp_path, monkeypatch
 ):
     def answers(folder, requests):
-        return [{name: np.full(64, 2.0) for name in ("pctr", "pcvr", "pctcvr", "p_d_mi", "p_d_ma")} for _ in requests]
+        return [{name: np.full(50, 2.0) for name in ("pctr", "pcvr", "pctcvr", "p_d_mi", "p_d_ma")} for _ in requests]
 
     monkeypatch.setattr(skew, "_answers", answers)
-    with pytest.raises(Hm3Error, match="skew check: expected the model's predictions of 64 logged rows"):
-        export_run(trained_run, str(tmp_path), check=64)
+    with pytest.raises(Hm3Error, match="skew check: expected the model's predictions of 50 logged rows"):
+        export_run(trained_run, str(tmp_path), check=50)
     assert version_numbers(str(tmp_path)) == []
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from data_pipeline.schema import Schema
 from hm3_tf import evaluate, export
-from hm3_tf.errors import ConfigError
-from hm3_tf.export_gate import ServedModel, evaluate_versions, judge
+from hm3_tf.errors import ConfigError, Hm3Error
+from hm3_tf.export_gate import ServedModel, evaluate_versions, judge, pass_gate
 from tests.conftest import read_split, save_best, tiny_config, written_run
 from tests.truth_model import TRUTH, save_truth
 
@@ -74,11 +74,35 @@ def test_a_model_trained_on_shuffled_labels_is_refused_with_the_figures_of_hm3_e
 def test_a_live_version_of_other_columns_is_named(data, truth):
     columns = [column for column in data.schema.columns if column.name != "truth_pctr"]
     schema = Schema(tuple(columns), data.schema.levels)
-    with pytest.raises(ConfigError, match="takes 'truth_pctr' as float32, which the log does not have"):
+    with pytest.raises(ConfigError, match="takes 'truth_pctr' as float32 .None., which the log does not have"):
         ServedModel(truth, schema, ("click", "purchase"))
     columns.append(dataclasses.replace(data.schema.column("truth_pctr"), dtype="int64"))
-    with pytest.raises(ConfigError, match="takes 'truth_pctr' as float32, which the log has otherwise"):
+    with pytest.raises(ConfigError, match="takes 'truth_pctr' as float32 .None., which the log has otherwise"):
         ServedModel(truth, Schema(tuple(columns), data.schema.levels), ("click", "purchase"))
+    columns[-1] = dataclasses.replace(data.schema.column("truth_pctr"), shape=(2,))
+    with pytest.raises(ConfigError, match=r"takes 'truth_pctr' as float32 \[None\], which the log has otherwise"):
+        ServedModel(truth, Schema(tuple(columns), data.schema.levels), ("click", "purchase"))
+
+
+def test_a_folder_that_holds_no_model_is_named(data, tmp_path):
+    with pytest.raises(
+        Hm3Error, match=f"{tmp_path}: expected a SavedModel, got: .*; remove the folder, or export without"
+    ):
+        ServedModel(str(tmp_path), data.schema, ("click", "purchase"))
+
+
+def test_a_probability_that_is_no_number_is_no_figure(data, truth):
+    served = ServedModel(truth, data.schema, ("click", "purchase"))
+    raw = {name: np.array([0.5, np.nan, 0.25], np.float32) for name in served.columns}
+    with pytest.raises(Hm3Error, match="expected probabilities, got no numbers in 1 of 3 rows; do not serve it"):
+        served.pairs(raw)
+
+
+def test_a_folder_of_versions_that_does_not_exist_lets_nothing_pass(trained_run, tmp_path):
+    with pytest.raises(
+        Hm3Error, match=f"--gate: expected the folder of the versions that are served, found none at {tmp_path}/x"
+    ):
+        pass_gate(trained_run, str(tmp_path), f"{tmp_path}/x", force=False)
 
 
 def figures(new, live, interval, too_small=False):
@@ -105,6 +129,10 @@ CASES = {
     "a PCOC below them and farther is refused": ({"pcoc": 0.7}, {"pcoc": 0.9}, [-0.3, -0.1], True),
     "a PCOC above them but nearer passes": ({"pcoc": 1.5}, {"pcoc": 1.7}, [-0.3, -0.1], False),
     "a PCOC below them but nearer passes": ({"pcoc": 0.7}, {"pcoc": 0.5}, [0.1, 0.3], False),
+    "a PCOC below them but nearer than one above passes": ({"pcoc": 0.79}, {"pcoc": 3.0}, [-2.5, -2.0], False),
+    "a PCOC above them but nearer than one below passes": ({"pcoc": 1.3}, {"pcoc": 0.4}, [0.7, 1.1], False),
+    "a PCOC below them and farther than one above is refused": ({"pcoc": 0.5}, {"pcoc": 1.6}, [-1.3, -0.9], True),
+    "a PCOC of 0 is infinitely far": ({"pcoc": 0.0}, {"pcoc": 3.0}, [-3.5, -2.5], True),
     "a PCOC above them that may be as near passes": ({"pcoc": 1.3}, {"pcoc": 1.29}, [-0.05, 0.07], False),
 }
 
@@ -119,4 +147,4 @@ def test_judgement(case):
 
 def test_too_few_rows_to_tell_is_a_reason():
     verdict = judge(*figures({"auc": 0.7}, {"auc": 0.7}, {}, too_small=True))
-    assert verdict["reasons"] == ["1,000 rows are too few to tell"]
+    assert verdict["reasons"] == ["1,000 rows, or their groups, are too few to tell"]

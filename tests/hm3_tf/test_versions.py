@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hm3_tf.errors import Hm3Error
-from hm3_tf.versions import DONE_FILE, new_version, version_numbers
+from data_pipeline import storage
+from hm3_tf.errors import ConfigError, Hm3Error
+from hm3_tf.versions import DONE_FILE, new_version, version_numbers, whole_versions
 from hm3_tf.workdir import LOCK_FILE, lock
 
 
@@ -42,8 +43,26 @@ def test_who_watches_the_folder_sees_no_version_before_it_is_whole(tmp_path):
 def test_the_mark_that_it_is_done_is_written_after_all_else(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("hm3_tf.versions.storage.write_text", lambda path, text: seen.append((path, names(tmp_path))))
-    version = write(tmp_path)
-    assert seen == [(f"{version}/{DONE_FILE}", ["1", LOCK_FILE])]
+    write(tmp_path)
+    ((path, there),) = seen
+    assert path.endswith(DONE_FILE) and "1" not in there, "it comes with the rename"
+
+
+def test_of_a_remote_folder_half_a_version_is_none_and_costs_no_whole_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "is_remote", lambda path: True)
+    monkeypatch.setattr(storage, "open_file_system", lambda path: None)
+    for _ in range(2):
+        write(tmp_path)
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "saved_model.pb").write_text("half")
+    assert (version_numbers(str(tmp_path)), whole_versions(str(tmp_path))) == ([1, 2, 3], [1, 2])
+    assert write(tmp_path, keep=2).endswith("/4")
+    assert whole_versions(str(tmp_path)) == [2, 4]
+
+
+def test_fewer_than_two_versions_cannot_be_kept(tmp_path):
+    with pytest.raises(ConfigError, match="keep: expected at least 2 versions, .* got 1"):
+        write(tmp_path, keep=1)
 
 
 def fail(folder):

@@ -111,6 +111,13 @@ def test_a_log_of_another_schema_is_refused(data, claimed):
         claim_workdir(str(claimed), config_with(), DataFolder("elsewhere", schema))
 
 
+def test_a_log_may_say_later_whose_its_columns_are(data, claimed):
+    item = dataclasses.replace(data.schema.column("price"), entity="user")
+    columns = tuple(item if column.name == "price" else column for column in data.schema.columns)
+    run = claim_workdir(str(claimed), config_with(), DataFolder(data.path, Schema(columns, data.schema.levels)))
+    assert run.schema.column("price").entity == "user"
+
+
 def test_a_log_of_the_same_schema_is_taken_with_the_statistics_of_the_first(data, claimed, tmp_path):
     """Statistics are part of the network: a resumed run keeps those that its weights were trained with."""
     tf.io.gfile.makedirs(str(tmp_path / "copy"))
@@ -207,7 +214,10 @@ def test_weights_are_those_that_were_best_the_latest_or_those_of_the_end(claimed
 
 def test_only_the_best_weights_of_a_calibrated_run_are_calibrated(data, tmp_path):
     run = written_run(str(tmp_path), config_with("training", calibrate=True), data)
-    save_checkpoints(run, latest=9, best=4)
+    save_checkpoints(run, latest=9)
+    with pytest.raises(Hm3Error, match="expected a checkpoint, found none"):
+        run.checkpoint()
+    save_checkpoints(run, best=4)
     assert checkpoint_step(run.checkpoint()) == 4
     with pytest.raises(
         ConfigError, match=r"expected the best weights, as training.calibrate .* of these alone, got 'latest'"
