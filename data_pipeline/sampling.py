@@ -91,9 +91,10 @@ def count_clicked_rows(
     ends, start = np.cumsum(blocks[:, 3]), 0
     counts = np.zeros(len(blocks), np.int64)
     for _, labels, weights, *_ in batches:
-        clicked = np.flatnonzero(labels[click].numpy() > 0)
+        real = weights.numpy() > 0
+        clicked = np.flatnonzero((labels[click].numpy() > 0) & real)
         counts += np.bincount(np.searchsorted(ends, start + clicked, side="right"), minlength=len(blocks))
-        rows = int(np.count_nonzero(weights.numpy()))
+        rows = int(np.count_nonzero(real))
         start += rows
         on_rows(rows)
     return counts

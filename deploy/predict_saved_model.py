@@ -43,11 +43,12 @@ def example(columns: dict[str, dict], pairs: list[str]) -> bytes:
 
 def main(folder: str, *arguments: str) -> None:
     """Prints the probabilities of the impressions."""
-    path = pathlib.Path(folder) / "assets.extra" / "schema.json"
-    if not path.exists():
-        raise SystemExit(f"expected an exported version, such as export/1, got {folder!r}, which has no {path.name}")
-    schema = json.loads(path.read_text())
-    columns = {column["name"]: column for column in schema["columns"]}
+    assets = pathlib.Path(folder) / "assets.extra"
+    if not (assets / "metadata.json").exists():
+        raise SystemExit(f"expected an exported version, such as export/1, got {folder!r}, which has no metadata.json")
+    inputs = json.loads((assets / "metadata.json").read_text())["signatures"]["serving_default"]["inputs"]
+    schema = json.loads((assets / "schema.json").read_text())
+    columns = {column["name"]: column for column in schema["columns"] if column["name"] in inputs}
     groups = [list(group) for is_end, group in itertools.groupby(arguments, "--".__eq__) if not is_end]
     model = tf.saved_model.load(folder)
     outputs = model.signatures["serving_examples"](examples=tf.constant([example(columns, group) for group in groups]))

@@ -411,7 +411,7 @@ VERBS = {
     "convert": Verb("turn a raw log into a data folder", _define_convert, _convert, ("source", "input", "output_dir")),
     "train": Verb("train a model, or resume", _define_train, _train, ("config", "data_dir", "workdir")),
     "evaluate": Verb("print and write the figures of a trained model", _define_evaluate, _evaluate, ("workdir",)),
-    "predict": Verb("write predictions as Parquet", _define_predict, _predict, ("workdir", "data_dir", "output")),
+    "predict": Verb("write predictions as Parquet", _define_predict, _predict, ("workdir", "output")),
     "export": Verb("write a SavedModel for TF Serving", _define_export, _export, ("workdir", "export_dir")),
     "experiment": Verb("run a plan of methods, logs and seeds", _define_experiment, _experiment, ("plan", "workdir")),
     "launch": Verb("train with several workers", _define_launch, _launch, ("workers",), takes_command=True),

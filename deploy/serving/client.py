@@ -7,7 +7,6 @@ To be copied; values are those of the log:
 
 import base64
 import json
-import urllib.error
 import urllib.request
 
 import grpc  # these four are for Grpc alone: pip install tensorflow-serving-api
@@ -27,9 +26,10 @@ class Rest:
 
     def predict(self, columns: dict[str, list], signature: str = "serving_default") -> dict[str, list[float]]:
         """Returns the outputs; raises ValueError for a bad request, ConnectionError where no server answers."""
-        types = self.signatures.get(signature, {})
-        if unlike := sorted(columns.keys() ^ types.keys()):
-            raise ValueError(f"{signature!r} of {sorted(self.signatures)}: got unknown or missing columns {unlike}")
+        if (types := self.signatures.get(signature)) is None:
+            raise ValueError(f"expected a signature of {sorted(self.signatures)}, got {signature!r}")
+        if types.keys() != columns.keys():
+            raise ValueError(f"{signature!r}: missing {[*types.keys() - columns]}, unknown {[*columns.keys() - types]}")
         for name, values in columns.items():
             if wrong := [value for value in self._leaves(values) if type(value) not in TYPES[types[name]]]:
                 raise ValueError(f"column {name!r}: expected {types[name]}, got {wrong[0]!r}")
@@ -40,7 +40,7 @@ class Rest:
 
     def _signatures(self):
         found = self._ask("/metadata")["metadata"]["signature_def"]["signature_def"].items()
-        return {name: {k: v["dtype"] for k, v in one.get("inputs", {}).items()} for name, one in found}
+        return {name: {k: v["dtype"] for k, v in one["inputs"].items()} for name, one in found if one.get("inputs")}
 
     def _predict(self, columns, signature, types):
         return self._ask(":predict", {"signature_name": signature, "inputs": columns})["outputs"]
@@ -63,7 +63,7 @@ class Grpc(Rest):
         request = {"model_spec": {"name": self.model}, "metadata_field": ["signature_def"]}
         answer = self._ask("GetModelMetadata", get_model_metadata_pb2.GetModelMetadataRequest(**request))
         found = get_model_metadata_pb2.SignatureDefMap.FromString(answer.metadata["signature_def"].value).signature_def
-        return {name: {k: DataType.Name(v.dtype) for k, v in one.inputs.items()} for name, one in found.items()}
+        return {n: {k: DataType.Name(v.dtype) for k, v in one.inputs.items()} for n, one in found.items() if one.inputs}
 
     def _predict(self, columns, signature, types):
         inputs = {name: tf.make_tensor_proto(values, DataType.Value(types[name])) for name, values in columns.items()}

@@ -119,7 +119,7 @@ def _run(cells: Sequence[Cell], processes: int, title: str) -> None:
         while waiting or working:
             while waiting and len(working) < processes:
                 cell = waiting.pop(0)
-                process: BaseProcess = multiprocessing.get_context("spawn").Process(target=run_cell, args=(cell,))
+                process: BaseProcess = multiprocessing.get_context("spawn").Process(target=_run_alone, args=(cell,))
                 process.start()
                 working[process] = cell
             multiprocessing.connection.wait([process.sentinel for process in working], _LOOK_SECONDS)
@@ -131,6 +131,14 @@ def _run(cells: Sequence[Cell], processes: int, title: str) -> None:
                         f"experiment: expected the process of {cell.folder} to end well, but it ended with status "
                         f"{process.exitcode} (what it said stands above); the same command goes on where it stopped"
                     )
+
+
+def _run_alone(cell: Cell) -> None:
+    """Runs a cell as the whole work of a process, which says in one line what it cannot do."""
+    try:
+        run_cell(cell)
+    except Hm3Error as error:
+        raise SystemExit(f"{cell.folder}: {error}") from error
 
 
 def _done(cells: Sequence[Cell]) -> int:

@@ -24,6 +24,7 @@ rng = np.random.default_rng(0)
 CLICKED = rng.random(ROWS) < RATE
 CLICKED[1_000:1_400] = False  # blocks without a click
 CLICKED[2_000:2_111] = True  # and blocks of clicks alone
+CLICKED[0] = True  # as the rows that fill the last batch are
 LOG = {"row_id": list(range(ROWS)), "click": CLICKED.astype(int).tolist(), "pay": (rng.random(ROWS) < 0.3).astype(int)}
 
 
