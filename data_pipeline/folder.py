@@ -83,9 +83,18 @@ class DataFolder:
         Raises:
           DataError: The file does not hold what `statistics.to_json` writes.
         """
+        stored = self.stored_statistics()
+        return {"train": self.count(self.split("train"))} if stored is None else stored
+
+    def stored_statistics(self) -> dict[str, stats.SplitStatistics] | None:
+        """Returns the statistics of `statistics.json`, or None where there is none.
+
+        Raises:
+          DataError: The file does not hold what `statistics.to_json` writes.
+        """
         path = storage.join(self.path, STATISTICS_FILE)
         if not tf.io.gfile.exists(path):
-            return {"train": self.count(self.split("train"))}
+            return None
         text = storage.read_text(path, "convert the log again")
         return stats.from_json(text, [level.name for level in self.schema.levels], path)
 
@@ -136,11 +145,14 @@ def found_columns(index: SplitIndex) -> dict[str, tuple[str, str]]:
     return columns
 
 
-def check_records(reader: Reader) -> None:
+def check_records(reader: Reader) -> dict[str, tuple[str, str]]:
     """Checks a few blocks of a split for the columns that are read, before anything is trained on it.
 
     Args:
       reader: Reader of the split.
+
+    Returns:
+      The columns that the blocks have, see `found_columns`.
 
     Raises:
       DataError: A column is in none of the records, or holds values of another dtype.
@@ -157,6 +169,7 @@ def check_records(reader: Reader) -> None:
             raise DataError(
                 f"{file}: column {column.name!r}: expected {column.dtype} as the schema says, found {dtype}; mend the schema"
             )
+    return found
 
 
 _READ_ERRORS = (

@@ -23,8 +23,8 @@ _SKETCH_BITS = 20
 _SKETCH_SLOTS = 2**_SKETCH_BITS  # of the cardinality estimate; good to about 10 million distinct values
 
 
-def _mix(bits: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64, as `hashing` has it in TensorFlow, which takes six times as long on a processor."""
+def mix(bits: np.ndarray) -> np.ndarray:
+    """Returns uint64 [...] bits mixed by the finalizer of splitmix64; TensorFlow, in `hashing`, takes six times as long."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ bits >> np.uint64(shift)) * np.uint64(factor)
     return bits ^ bits >> np.uint64(31)
@@ -44,7 +44,7 @@ class _CategoryCounter:
             present = tf.strings.to_hash_bucket_fast(values[values != MISSING_STRING], 2**63 - 1).numpy()
         self._count += present.size
         self._missing += values.size - present.size
-        self._seen[_mix(present.view(np.uint64)) >> np.uint64(64 - _SKETCH_BITS)] = True
+        self._seen[mix(present.view(np.uint64)) >> np.uint64(64 - _SKETCH_BITS)] = True
 
     def merge(self, other: "_CategoryCounter") -> None:
         self._count += other._count

@@ -140,6 +140,35 @@ def _print_splits(output_dir: str, splits: dict) -> None:
             print(f"  {'':<10} labels against the hierarchy: {broken}")
 
 
+def _define_validate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
+    _string(values, "data_dir", None, "Data folder.")
+    _string(values, "output", None, "Report to write: its name ends in .html or .json.")
+    _string(
+        values, "time_column", None, "Column that says when each row was; default one named date, day, timestamp, ..."
+    )
+
+
+def _validate(values: flags.FlagValues) -> None:
+    output = values.output or ""
+    if output and not output.endswith((".html", ".json")):
+        raise UsageError(f"--output: expected a name that ends in .html or .json, got {output!r}")
+    if output.endswith(".html"):
+        try:
+            from hm3_tf.report.validation import render_validation
+        except ModuleNotFoundError as error:
+            _explain_extra("report", ("jinja2",), error)
+            raise
+    from data_pipeline import storage
+    from data_pipeline.folder import DataFolder
+    from data_pipeline.validate import validate
+
+    validation = validate(DataFolder.open(values.data_dir), values.time_column)
+    if output:
+        storage.write_text(output, render_validation(validation) if output.endswith(".html") else validation.to_json())
+    print(validation.as_text())
+    validation.refuse_errors()
+
+
 def _define_train(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     define_config(values, arguments)
     _string(values, "data_dir", None, "Data folder.")
@@ -409,6 +438,7 @@ def _launch(values: flags.FlagValues, command: Sequence[str]) -> None:
 VERBS = {
     "simulate": Verb("write a log whose true probabilities are known", _define_simulate, _simulate, ("output_dir",)),
     "convert": Verb("turn a raw log into a data folder", _define_convert, _convert, ("source", "input", "output_dir")),
+    "validate": Verb("say what is wrong with a data folder", _define_validate, _validate, ("data_dir",)),
     "train": Verb("train a model, or resume", _define_train, _train, ("config", "data_dir", "workdir")),
     "evaluate": Verb("print and write the figures of a trained model", _define_evaluate, _evaluate, ("workdir",)),
     "predict": Verb("write predictions as Parquet", _define_predict, _predict, ("workdir", "output")),

@@ -16,6 +16,7 @@ from data_pipeline.folder import DataFolder, explained_read_errors
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader, lane_count
 from data_pipeline.sampling import NegativeSampling, count_clicked_rows
+from data_pipeline.validate import validate_sample
 from hm3_tf.checkpoints import Checkpoints
 from hm3_tf.config import BEST_FIGURES, Config, checked, to_json
 from hm3_tf.distribute import (
@@ -61,6 +62,13 @@ def training_reader(run: Workdir, index: SplitIndex) -> Reader:
     return dataclasses.replace(reader, sampling=NegativeSampling(keep_rate, click, clicked_rows))
 
 
+def _tell_findings(data: DataFolder, reader: Reader) -> None:
+    """Logs what a look at the log finds wrong with it; training goes on."""
+    for finding in validate_sample(data, reader.index, {feature.name for feature in reader.features}):
+        if finding.severity != "info":
+            _LOGGER.warning("the log: %s", finding)
+
+
 class Trainer(keras.callbacks.Callback):
     """Trains a run, from its latest checkpoint if it has one.
 
@@ -89,6 +97,8 @@ class Trainer(keras.callbacks.Callback):
         parts = index.by_day() if self._config.schedule == "by_day" else {"": index}
         self._days = [*parts]
         self._readers = [training_reader(run, part) for part in parts.values()]
+        if chief:
+            _tell_findings(data, dataclasses.replace(self._readers[0], index=index))
         self._workers = input_context(strategy).num_input_pipelines
         with strategy.scope():
             self._model = run.build_model()

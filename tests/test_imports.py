@@ -37,7 +37,10 @@ LEVELS = (
         *("hm3_tf.train", "hm3_tf.evaluate", "hm3_tf.predict", "hm3_tf.predict_ray", "hm3_tf.serving", "hm3_tf.export"),
         *("hm3_tf.versions", "hm3_tf.signatures", "hm3_tf.skew", "hm3_tf.warm_up", "hm3_tf.export_gate"),
     ),
-    ("hm3_tf.report", "hm3_tf.report.gather", "hm3_tf.report.svg", "hm3_tf.report.plots", "hm3_tf.report.page"),
+    (
+        *("hm3_tf.report", "hm3_tf.report.gather", "hm3_tf.report.svg", "hm3_tf.report.plots", "hm3_tf.report.page"),
+        "hm3_tf.report.validation",
+    ),
     ("hm3_tf.experiment", "hm3_tf.experiment.measures", "hm3_tf.experiment.results", "hm3_tf.experiment.tables"),
     ("hm3_tf.experiment.plots",),
     ("hm3_tf.experiment.document", "hm3_tf.experiment.plan", "hm3_tf.experiment.cell", "hm3_tf.experiment.runner"),

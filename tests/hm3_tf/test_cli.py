@@ -104,6 +104,10 @@ def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
         (["convert", "--source=parqet", "--input=x", "--output_dir=y"], "did you mean 'parquet'"),
         (["convert", "--source=csv", "--input=x", "--output_dir=y"], "expected --schema=schema.json or --behaviors"),
         (["convert", "--source=csv", "--input=x", "--output_dir=y", "--split=half"], "--split: expected date:"),
+        (
+            ["validate", "--data_dir=x", "--output=y.txt"],
+            "--output: expected a name that ends in .html or .json, got .y.txt",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_be_understood_exits_with_2(command, arguments, message):
@@ -442,3 +446,37 @@ def test_a_report_on_a_run_named_twice_is_refused(command, workdir, tmp_path):
     twice = [f"--workdir={workdir}", f"--workdir={workdir}/"]
     error = the_error(command("report", *twice, f"--output={tmp_path}/report.html"))
     assert "--workdir: expected each run once" in error and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def leaking(command, tmp_path):
+    """Path of a log, a feature of which is the click."""
+    rng = np.random.default_rng(0)
+    click = rng.integers(0, 2, 2_000)
+    item, purchase = rng.integers(0, 50, 2_000), click * rng.integers(0, 2, 2_000)
+    table = pa.table({"item": item, "seen": click, "click": click, "purchase": purchase})
+    pq.write_table(table, tmp_path / "log.parquet")
+    arguments = ["--source=parquet", f"--input={tmp_path}/log.parquet", f"--output_dir={tmp_path}/leaking"]
+    assert command("convert", *arguments, "--behaviors=click,purchase")[0] == 0
+    return tmp_path / "leaking"
+
+
+def test_a_log_without_errors_is_valid_and_one_with_a_leak_is_not(command, data, leaking, tmp_path):
+    page, figures = tmp_path / "report.html", tmp_path / "report.json"
+    status, printed, _ = command("validate", f"--data_dir={data.path}", f"--output={figures}")
+    assert status == 0 and "error 0, warning 0" in printed
+    assert json.loads(figures.read_text())["counts"]["warning"] == 0
+    error = the_error(command("validate", f"--data_dir={leaking}", f"--output={page}"))
+    assert f"{leaking}: expected a log without errors, found 1; the first, label_leak of train, column 'seen'" in error
+    assert "<td>label_leak</td><td>train, column &#39;seen&#39;</td>" in page.read_text()
+
+
+def test_training_on_a_log_with_a_leak_says_so_and_goes_on(command, leaking, tmp_path, caplog):
+    flags = [flag for flag in TINY if "model.features" not in flag]
+    config = flags[0].replace("configs/hm3.py", "configs/esmm.py")
+    status, _, _ = command("train", config, *flags[1:], f"--data_dir={leaking}", f"--workdir={tmp_path}/run")
+    assert status == 0
+    (warning,) = [record.message for record in caplog.records if record.message.startswith("the log: ")]
+    assert warning.startswith(
+        "the log: error: label_leak: train, column 'seen': alone it tells 'click' with an AUC of 1.0000"
+    )

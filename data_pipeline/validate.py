@@ -1,0 +1,122 @@
+"""Validation of a data folder: of all of it (`hm3 validate`), or of a sample of its training split before it is trained on."""
+
+import dataclasses
+import math
+from collections.abc import Collection
+
+import numpy as np
+
+from data_pipeline.convert import SPLITS
+from data_pipeline.folder import DataFolder
+from data_pipeline.index import SplitIndex
+from data_pipeline.validate_checks import CHECKS, SAMPLE_CHECKS, Evidence
+from data_pipeline.validate_clock import day_name, time_column
+from data_pipeline.validate_findings import Finding, Validation
+from data_pipeline.validate_profile import Profile, profile
+from data_pipeline.validate_sketches import CategoryCounts
+from hm3_tf.errors import DataError
+from hm3_tf.progress import Progress
+
+_SAMPLE_BLOCKS = 16
+
+
+def validate(data: DataFolder, time: str | None = None) -> Validation:
+    """Validates a log, of which each row is read once; docs/validation.md lists the checks.
+
+    Args:
+      data: The log.
+      time: Column that says when each row was; default one of `validate_clock.TIME_COLUMNS`, or the days that the shards
+        are named by.
+
+    Returns:
+      The findings and the figures they come from. A split that cannot be read is a finding too.
+
+    Raises:
+      ConfigError: There is no such column.
+      UsageError: It is not one of times.
+      DataError: `statistics.json` is not one.
+    """
+    clock = time_column(data.schema, time)
+    stored = data.stored_statistics() or {}
+    findings: list[Finding] = []
+    profiles: dict[str, Profile] = {}
+    for split in SPLITS:
+        if not data.has_split(split):
+            findings.append(_absent(split))
+            continue
+        try:
+            index = data.split(split)
+            with Progress(f"validate {split}", index.rows) as progress:
+                profiles[split] = profile(index, data.schema, clock, profiles.get("train"), progress.advance)
+        except DataError as error:
+            findings.append(_unreadable(split, error))
+    rows = {split: each.rows for split, each in profiles.items()}
+    if "train" not in profiles:
+        return Validation(data.path, rows, tuple(findings), {}, {})
+    evidence = Evidence(data.schema, profiles, {name: each.statistics() for name, each in profiles.items()}, stored)
+    findings += [finding for check in CHECKS for finding in check(evidence)]
+    return Validation(data.path, rows, tuple(findings), _columns(evidence), _days(evidence))
+
+
+def validate_sample(data: DataFolder, index: SplitIndex, inputs: Collection[str]) -> tuple[Finding, ...]:
+    """Validates some 16,384 rows from all over the training split, and what `statistics.json` says of all splits.
+
+    Args:
+      data: The log.
+      index: Its training split.
+      inputs: Columns that the model reads; the other inputs of the schema are not validated.
+
+    Returns:
+      The findings.
+
+    Raises:
+      DataError: `statistics.json` is not one.
+    """
+    chosen = np.unique(np.linspace(0, len(index.blocks) - 1, _SAMPLE_BLOCKS).astype(np.int64))
+    part = dataclasses.replace(index, blocks=index.blocks[chosen])
+    columns = (column for column in data.schema.columns if not column.is_input or column.name in inputs)
+    schema = dataclasses.replace(data.schema, columns=tuple(columns))
+    try:
+        sample = profile(part, schema, time_column(schema))
+    except DataError as error:
+        return (_unreadable("train", error),)
+    evidence = Evidence(schema, {"train": sample}, data.stored_statistics() or {})
+    return tuple(finding for check in SAMPLE_CHECKS for finding in check(evidence))
+
+
+def _absent(split: str) -> Finding:
+    severity = "error" if split == "train" else "info"
+    return Finding("split", severity, split, "it has no shards", "give it rows by --split of hm3 convert")
+
+
+def _unreadable(split: str, error: DataError) -> Finding:
+    return Finding("unreadable", "error", split, str(error), "what follows in the split was not validated")
+
+
+def _columns(evidence: Evidence) -> dict[str, dict]:
+    """Returns the figures of the columns as `Validation` has them, None for what cannot be told."""
+    unseen: dict[str, dict[str, float]] = {}
+    for split in evidence.others:
+        for column, counts in evidence.counts(split, CategoryCounts):
+            unseen.setdefault(column, {})[split] = counts.unseen_share
+    parts = {"auc": evidence.aucs, "drift": evidence.drift, "unseen": unseen}
+    return {
+        name: {part: _numbers(figures[name]) for part, figures in parts.items() if name in figures}
+        for name in evidence.train.columns
+    }
+
+
+def _numbers(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def _days(evidence: Evidence) -> dict[str, dict]:
+    """Returns rows and rates a day as `Validation` has them."""
+    names = [level.name for level in evidence.schema.levels]
+    return {
+        split: {
+            day_name(day): {"rows": int(rows), **{name: float(n / rows) for name, n in zip(names, happened)}}
+            for day, (rows, *happened) in sorted(each.days.days.items())
+        }
+        for split, each in evidence.profiles.items()
+    }

@@ -1,0 +1,195 @@
+"""All that validation counts of a split, in memory that does not grow with its rows."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline import labels as label_rules
+from data_pipeline.folder import check_records, explained_read_errors
+from data_pipeline.hashing import MISSING_INT64
+from data_pipeline.index import SplitIndex
+from data_pipeline.read import Reader, read_blocks
+from data_pipeline.records import PARSERS
+from data_pipeline.schema import VARIABLE, Column, Schema
+from data_pipeline.statistics import SplitStatistics, StatisticsBuilder
+from data_pipeline.validate_clock import Times, stamps
+from data_pipeline.validate_sketches import CategoryCounts, DayCounts, OrderCounts, RowSample, row_fingerprints
+from hm3_tf.errors import DataError
+
+_BLOCKS_TOGETHER = 16
+
+
+class Profile:
+    """What is counted of a split.
+
+    Args:
+      schema: Its columns and levels.
+      read: The columns that are read, see `read_columns`.
+      clock: Column of the rows' times, or None.
+      train: Profile of the training split, with which others are compared; None for its own.
+
+    Attributes:
+      labels: Names of the labels: the levels, and the behaviors of levels that have several.
+      columns: {input: its counts}.
+      missing_labels: Missing values of each behavior column.
+      late: Rows on which each column of times is later than the row.
+      stamped: Rows on which it has a time.
+      sample: The rows by their fingerprints.
+      days: Rows and labels a day.
+      newest: Time of the latest row, ms since 1970, or None where no time is known.
+      older: Rows older than the newest one of the training split.
+      rows: Number of rows.
+    """
+
+    def __init__(
+        self, schema: Schema, read: Sequence[Column], clock: Column | None = None, train: "Profile | None" = None
+    ) -> None:
+        self._schema, self._read, self._clock, self._train = schema, read, clock, train
+        several = [level for level in schema.levels if len(level.any_of) > 1]
+        self.labels = (
+            *(level.name for level in schema.levels),
+            *(name for level in several for name in label_rules.behavior_names(level)),
+        )
+        self._several = several
+        self._statistics = StatisticsBuilder(schema)
+        told = 0 if train else len(self.labels)  # by columns of other splits no label is told
+        before: dict[str, Any] = train.columns if train else {}
+        self.columns: dict[str, Any] = {
+            column.name: OrderCounts(told, before.get(column.name))
+            if column.dtype == "float"
+            else CategoryCounts(told, before.get(column.name))
+            for column in schema.inputs
+        }
+        self.missing_labels: Counter[str] = Counter()
+        self.late: Counter[str] = Counter()
+        self.stamped: Counter[str] = Counter()
+        self.sample, self.days = RowSample(), DayCounts()
+        self.newest: int | None = None
+        self.older = self.rows = 0
+
+    def update(self, columns: Mapping[str, np.ndarray], day: str = "") -> None:
+        """Adds rows.
+
+        Args:
+          columns: {column: values [rows] or [rows, n]} of all columns that are read.
+          day: Their day as 2022-05-02 where no column says when they were.
+        """
+        levels = self._schema.levels
+        nested, violations = label_rules.nest(levels, label_rules.raw_flags(levels, columns))
+        with np.errstate(invalid="ignore"):  # infinite numbers are a finding
+            self._statistics.add_rows(columns, nested)
+        self._statistics.add_violations(violations)
+        labels = dict(nested)
+        for level in self._several:
+            labels |= label_rules.split(level, columns, nested[level.name])
+        stacked = np.stack([labels[name] for name in self.labels])
+        numbers = self.rows + np.arange(stacked.shape[1])
+        told = stacked[:0] if self._train else stacked
+        for name, counts in self.columns.items():
+            counts.update(columns[name], told, numbers)
+        self._count_missing_labels(columns)
+        self.sample.update(row_fingerprints({column.name: columns[column.name] for column in self._read}))
+        if self._clock:
+            self._count_times(Times.of(columns[self._clock.name]), columns, stacked[: len(levels)])
+        elif day:
+            self._count_times(Times.of(np.full(len(numbers), day.encode())), columns, stacked[: len(levels)])
+        self.rows += stacked.shape[1]
+
+    def _count_missing_labels(self, columns: Mapping[str, np.ndarray]) -> None:
+        for name in {name for level in self._schema.levels for name in level.any_of}:
+            values = columns[name]
+            missing = np.isnan(values) if values.dtype.kind == "f" else values == MISSING_INT64
+            self.missing_labels[name] += int(np.count_nonzero(missing))
+
+    def _count_times(self, times: Times, columns: Mapping[str, np.ndarray], levels: np.ndarray) -> None:
+        for column in stamps(self._schema, self._clock):
+            stamp = Times.of(columns[column.name])
+            self.late[column.name] += int(np.count_nonzero(stamp.after(times)))
+            self.stamped[column.name] += int(np.count_nonzero(stamp.known))
+        known = times.ms[times.known]
+        if not len(known):
+            return
+        self.days.update(times.days[times.known], levels[:, times.known])
+        newest = int(known.max())
+        self.newest = newest if self.newest is None else max(self.newest, newest)
+        if self._train and self._train.newest is not None:
+            self.older += int(np.count_nonzero(known < self._train.newest))
+
+    def statistics(self) -> SplitStatistics:
+        """Returns the statistics of the rows."""
+        return self._statistics.result()
+
+
+def read_columns(index: SplitIndex, schema: Schema) -> tuple[Column, ...]:
+    """Returns the columns that are validated: all but the simulator's truth, and ignored ones only where records have them.
+
+    Raises:
+      DataError: A column that is not ignored is in none of the records looked at, or is of another dtype.
+    """
+    needed = tuple(column.name for column in schema.columns if column.role not in ("ignored", "truth"))
+    found = check_records(Reader(index, schema, (), carry=needed))
+    ignored = [
+        column.name
+        for column in schema.with_role("ignored")
+        if column.shape != VARIABLE and found.get(column.name, ("",))[0] == column.dtype
+    ]
+    return tuple(column for column in schema.columns if column.name in {*needed, *ignored})
+
+
+def read_rows(index: SplitIndex, columns: Sequence[Column]) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the rows of a split in order, some 16,384 at a time.
+
+    Yields:
+      {column: its dtype, [rows] or [rows, n]}.
+
+    Raises:
+      DataError: A shard is corrupt, or its records do not hold what the schema says.
+    """
+    files = tf.constant(index.files)
+    with explained_read_errors(index):
+        for start in range(0, len(index.blocks), _BLOCKS_TOGETHER):
+            blocks = index.blocks[start : start + _BLOCKS_TOGETHER]
+            records = read_blocks(files, blocks).batch(int(blocks[:, 2].sum())).get_single_element()
+            yield {name: values.numpy() for name, values in PARSERS[index.record_format](records, columns).items()}
+
+
+def profile(
+    index: SplitIndex,
+    schema: Schema,
+    clock: Column | None = None,
+    train: Profile | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Profile:
+    """Returns the profile of a split, or of a part of one, which is read once.
+
+    Args:
+      index: The split.
+      schema: Its columns and levels.
+      clock: Column of the rows' times, or None.
+      train: Profile of the training split, with which others are compared; None for its own.
+      on_rows: Called with the number of rows that were read since.
+
+    Raises:
+      DataError: A shard is corrupt, or its records do not hold what the schema says.
+    """
+    read = read_columns(index, schema)
+    if clock not in read:
+        clock = None
+    result = Profile(schema, read, clock, train)
+    for day, part in ({"": index} if clock else _dated_parts(index)).items():
+        for columns in read_rows(part, read):
+            before = result.rows
+            result.update(columns, day)
+            on_rows(result.rows - before)
+    return result
+
+
+def _dated_parts(index: SplitIndex) -> dict[str, SplitIndex]:
+    """Returns the part of each day where the shards are named by days, else the whole."""
+    try:
+        return index.by_day()
+    except DataError:
+        return {"": index}

@@ -1,0 +1,90 @@
+"""The counts behind validation, against figures by other means."""
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import jensenshannon
+from sklearn.metrics import roc_auc_score
+
+from data_pipeline.hashing import MISSING_INT64
+from data_pipeline.validate_clock import Times
+from data_pipeline.validate_sketches import CategoryCounts, OrderCounts, RowSample, divergence
+
+NUMBERS = np.arange(2_000)
+
+
+def test_the_auc_of_numbers_is_that_of_their_order_with_missing_ones_lowest():
+    rng = np.random.default_rng(0)
+    labels = rng.random(2_000) < 0.3
+    values = (1e6 + labels + rng.standard_normal(2_000)).astype(np.float32)
+    values[::7] = np.nan
+    counts = OrderCounts(2)
+    for part in np.split(NUMBERS, 4):
+        counts.update(values[part], np.stack([labels, ~labels])[:, part], part)
+    expected = roc_auc_score(labels, np.nan_to_num(values, nan=0))
+    np.testing.assert_allclose(counts.aucs(), [expected, expected], atol=5e-3)
+
+
+def test_the_auc_of_values_is_one_where_they_tell_the_label_and_a_half_where_they_do_not_come_again():
+    labels = NUMBERS // 3 % 2 == 0
+    for values, low, high in ((labels + 40, 1, 1), (NUMBERS, 0.45, 0.55)):
+        counts = CategoryCounts(1)
+        counts.update(values.astype(np.int64), labels[np.newaxis], NUMBERS)
+        assert low <= counts.aucs()[0] <= high
+
+
+def test_lists_count_each_value_and_empty_ones_once():
+    values = np.array([[5, 6], [5, MISSING_INT64], [MISSING_INT64] * 2])
+    counts = CategoryCounts(1)
+    counts.update(values, np.array([[True, False, False]]), np.arange(3))
+    assert counts.counts[0].sum() == 4 and counts.counts[1].sum() == 2
+    assert counts.counts[0, :, 0].sum() == 1
+    assert counts.present == 3
+
+
+def test_divergence_is_that_of_jensen_and_shannon_less_chance():
+    first, second = np.array([60_000, 30_000, 10_000, 0]), np.array([10_000, 20_000, 30_000, 40_000])
+    by_chance = 3 * 2e-5 / np.log(2)
+    assert divergence(first, second) == pytest.approx(jensenshannon(first, second, base=2) ** 2 - by_chance)
+    assert divergence(first, np.zeros(4)) == 0
+    assert divergence(np.array([1, 0]) * 10**9, np.array([0, 1]) * 10**9) == pytest.approx(1)
+
+
+def test_samples_of_one_distribution_are_not_apart():
+    rng = np.random.default_rng(0)
+    for size in (100, 10_000):
+        draws = [np.bincount(rng.integers(0, 50, size), minlength=50) for _ in range(2)]
+        assert divergence(*draws) == 0
+
+
+def test_a_sample_of_rows_keeps_all_copies_of_those_it_keeps():
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 2**64, 400_000, dtype=np.uint64)
+    sample, other = RowSample(), RowSample()
+    for part in np.split(np.concatenate([rows, rows[:100_000]]), 5):
+        sample.update(part)
+    other.update(rows[300_000:])
+    assert len(sample._rows) <= 2**17
+    assert sample.repeated_share == pytest.approx(0.2, abs=0.01)
+    assert sample.share_in(other) == pytest.approx(0.2, abs=0.01)
+    assert other.share_in(sample) == 1
+
+
+def test_times_are_read_whatever_they_are_written_as():
+    day = np.datetime64("2022-05-02").astype(np.int64)
+    second = 86_400 * day + 37_800  # 10:30:00
+    numbers = np.array([20220502, day, second, second * 10**3, second * 10**6, second * 10**9, -1, MISSING_INT64])
+    assert Times.of(numbers).known.tolist() == [True] * 6 + [False] * 2
+    assert Times.of(numbers).days[:6].tolist() == [day] * 6
+    assert Times.of(numbers).ms[2:6].tolist() == [second * 1000] * 4
+    texts = np.array(
+        [b"2022-05-02", b"20220502", b"2022-05-02 10:30:00.123 UTC", b"2022-05-02T10:30", b"", b"soon"], object
+    )
+    assert Times.of(texts).known.tolist() == [True] * 4 + [False] * 2
+    assert Times.of(texts).ms[2:4].tolist() == [second * 1000] * 2
+
+
+def test_a_time_is_later_than_a_day_when_the_day_is_over():
+    times = Times.of(np.array([20220502, 20220503]))
+    stamps = Times.of(np.array([b"2022-05-02 23:59:59", b"2022-05-04 00:00:00"]))
+    assert stamps.after(times).tolist() == [False, True]
+    assert Times.of(np.array([10**9, 10**9 + 1])).after(Times.of(np.array([10**9, 10**9]))).tolist() == [False, True]
