@@ -22,8 +22,7 @@ from absl import app, flags
 from tensorflow_serving.apis import predict_pb2
 
 from data_pipeline.schema import Schema
-from data_pipeline.sources.base import TableFiles
-from data_pipeline.sources.kuairand import KuaiRand
+from data_pipeline.sources import kuairand
 from data_pipeline.statistics import no_statistics
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
 from hm3_tf.serving import ServingModule
@@ -35,7 +34,7 @@ _CANDIDATES = flags.DEFINE_integer("candidates", 500, "Items of a request.")
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds in which each contender has its turn.")
 _REQUESTS = flags.DEFINE_integer("requests", 50, "Requests of a turn.")
 EXPORT = pathlib.Path(__file__).parent / "peers" / "deepctr_export.py"
-SCHEMA = KuaiRand("", TableFiles("", "csv")).schema
+SCHEMA = kuairand.SCHEMA
 PEER = "DeepCTR 0.9.4 ESMM (two towers)"
 
 

@@ -284,12 +284,20 @@ def _refuse_other_lengths(batch: SourceBatch, column: Column, array: pa.Array) -
 
 
 def _size(schema: Schema, source: Source, train: stats.SplitStatistics) -> Schema:
-    """Returns the schema with the buckets of inferred columns set from the distinct values of the training split."""
+    """Returns the schema with the buckets of inferred columns set from the distinct values of the training split.
+
+    Columns that share a table are sized by the one of them that has the most values.
+    """
+    tables: dict[str, int] = {}
+    for column in schema.inputs:
+        if column.name in source.inferred and column.hashing is not None:
+            table = column.hashing.table or column.name
+            tables[table] = max(tables.get(table, 0), train.columns[column.name]["cardinality"])
 
     def sized(column: Column) -> Column:
         if column.name not in source.inferred or column.hashing is None:
             return column
-        values = train.columns[column.name]["cardinality"]
+        values = tables[column.hashing.table or column.name]
         buckets = 1 + min(max(_LEAST_BUCKETS, _BUCKETS_A_VALUE * values), _MOST_BUCKETS)
         return dataclasses.replace(column, hashing=dataclasses.replace(column.hashing, buckets=buckets))
 

@@ -50,7 +50,7 @@ def convert_on_ray(
     output_dir = storage.absolute(output_dir)
     parts = source.parts()
     with new_data_folder(output_dir, nesting, record_format) as folder, connected(address, os.cpu_count() or 1) as ray:
-        rows = list(_run_tasks(ray, lambda i: parts[i].files.count_rows(), len(parts)))
+        rows = list(_run_tasks(ray, lambda i: parts[i].count_rows(), len(parts)))
         first_rows = list(itertools.accumulate(rows, initial=0))
 
         def write(i: int) -> dict[str, WrittenSplit]:

@@ -78,7 +78,9 @@ def _simulate(values: flags.FlagValues) -> None:
 
 
 def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
-    _string(values, "source", None, "Layout of the raw log: parquet, csv or kuairand.")
+    from data_pipeline.sources import SOURCES
+
+    _string(values, "source", None, f"Layout of the raw log: {', '.join(SOURCES)}.")
     _string(values, "input", None, "Raw log: a file, a folder or a glob pattern.")
     _string(values, "output_dir", None, "Data folder to write.")
     _string(values, "schema", None, "schema.json of the raw columns.")

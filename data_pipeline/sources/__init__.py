@@ -6,7 +6,13 @@ from data_pipeline.schema import Schema
 from data_pipeline.sources.base import FileSource
 from hm3_tf.errors import UsageError, did_you_mean
 
-SOURCES = ("parquet", "csv", "kuairand")
+TABLES = ("parquet", "csv")
+"""Layouts of tables of one's own, which need a schema or behaviors."""
+
+PUBLIC_LOGS = ("kuairand", "aliccp", "aliexpress", "wechat2021", "jdsearch", "jd_hup", "tenrec", "trendyol")
+"""Layouts that have a schema of their own; docs/datasets.md says what is in each."""
+
+SOURCES = (*TABLES, *PUBLIC_LOGS)
 
 
 def open_source(
@@ -26,14 +32,21 @@ def open_source(
       The source.
 
     Raises:
-      UsageError: There is no such source, or neither schema nor behaviors are given where one is needed.
+      UsageError: There is no such source, neither schema nor behaviors are given where one is needed, or one of them is
+        where the log has its own.
+      DataError: There is no file of the layout.
     """
     if name not in SOURCES:
         raise UsageError(f"--source: expected one of {SOURCES}, got {name!r}; {did_you_mean(name, SOURCES)}")
-    if name in ("parquet", "csv") and schema is None and not behaviors:
+    module = importlib.import_module(f"data_pipeline.sources.{name}")
+    if name in PUBLIC_LOGS:
+        if schema is not None or behaviors or groups or ignored:
+            raise UsageError(
+                f"--source={name}: expected no --schema, --behaviors, --groups or --ignore: it has its own"
+            )
+        return module.open_source(path)
+    if schema is None and not behaviors:
         raise UsageError(
             f"--source={name}: expected --schema=schema.json or --behaviors=click,...,purchase, got neither"
         )
-    return importlib.import_module(f"data_pipeline.sources.{name}").open_source(
-        path, schema, behaviors, groups, ignored
-    )
+    return module.open_source(path, schema, behaviors, groups, ignored)

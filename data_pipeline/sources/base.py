@@ -56,14 +56,20 @@ class TableFiles:
 
     Attributes:
       path: A file, a folder of them, or a glob pattern.
-      file_format: `parquet` or `csv` (comma, header).
+      file_format: `parquet` or `csv`.
       column_types: Types of columns that must not be inferred.
+      column_names: Names of the columns of CSV files that have no header.
+      delimiter: What stands between the columns of CSV files; but for a comma, quotes are text.
+      nulls: What stands for a missing value in CSV files.
       only: Number of the one file whose rows are read; None: those of all. It has the column types of all together.
     """
 
     path: str
     file_format: str
     column_types: tuple[tuple[str, pa.DataType], ...] = ()
+    column_names: tuple[str, ...] = ()
+    delimiter: str = ","
+    nulls: tuple[str, ...] = ("",)
     only: int | None = None
 
     def dataset(self) -> pads.Dataset:
@@ -73,19 +79,24 @@ class TableFiles:
           DataError: There is no such file, or one is not in the format.
         """
         pattern = os.path.join(self.path, f"**/*.{self.file_format}") if os.path.isdir(self.path) else self.path
-        files = sorted(glob.glob(pattern, recursive=True))
+        files = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
         if not files:
             raise DataError(f"{self.path}: expected {self.file_format} files, found none; check --input")
-        file_format: str | pads.FileFormat = self.file_format
-        if self.file_format == "csv":
-            convert = pa.csv.ConvertOptions(
-                column_types=dict(self.column_types), null_values=[""], strings_can_be_null=True
-            )
-            file_format = pads.CsvFileFormat(convert_options=convert)
         try:
-            return pads.dataset(files, format=file_format)
+            return pads.dataset(files, format=self._csv_format() if self.file_format == "csv" else self.file_format)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
+
+    def _csv_format(self) -> pads.CsvFileFormat:
+        return pads.CsvFileFormat(
+            read_options=pa.csv.ReadOptions(column_names=list(self.column_names)),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=self.delimiter, quote_char='"' if self.delimiter == "," else False
+            ),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict(self.column_types), null_values=list(self.nulls), strings_can_be_null=True
+            ),
+        )
 
     def parts(self) -> list["TableFiles"]:
         """Returns each of the files by itself, in order."""
@@ -142,13 +153,12 @@ def _require_columns(fragment: pads.Fragment, columns: Sequence[str]) -> None:
 class FileSource(Source, Protocol):
     """A raw log in files that can be read each by itself."""
 
-    @property
-    def files(self) -> TableFiles:
-        """Those of its rows."""
-        ...
-
     def parts(self) -> Sequence["FileSource"]:
         """Returns the log of each file, in order; they have the schema of the whole."""
+        ...
+
+    def count_rows(self) -> int:
+        """Returns the number of rows that `batches` yields."""
         ...
 
 
@@ -177,6 +187,14 @@ class TableSource:
     def parts(self) -> list["TableSource"]:
         """Returns the log of each file, in order."""
         return [dataclasses.replace(self, files=files) for files in self.files.parts()]
+
+    def count_rows(self) -> int:
+        """Returns the number of rows.
+
+        Raises:
+          DataError: A file cannot be read.
+        """
+        return self.files.count_rows()
 
 
 def parse_behaviors(text: str) -> tuple[Level, ...]:

@@ -6,8 +6,9 @@ standard log; the randomly exposed one has another click rate and is not mixed i
 """
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import pyarrow.csv
 
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
-from hm3_tf.errors import DataError, UsageError
+from data_pipeline.sources.public import Maker, PublicLog, SideTable, split_numbers
+from hm3_tf.errors import DataError
 
 _IDS = {"user_id": 200_001, "video_id": 100_001, "author_id": 100_001, "music_id": 100_001}
 _USER_CATEGORIES = (
@@ -68,117 +70,61 @@ def _schema() -> Schema:
     return Schema(tuple(marked), _LEVELS)
 
 
-@dataclasses.dataclass(frozen=True)
-class _SideTable:
-    """A table of users or videos, looked up by its int64 key."""
-
-    rows: pa.Table
-    keys: np.ndarray
-
-    @classmethod
-    def read(cls, path: str, key: str) -> "_SideTable":
-        try:
-            rows = pyarrow.csv.read_csv(path).sort_by(key).combine_chunks()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path}: expected a table of the KuaiRand-Pure layout, got: {error}") from error
-        return cls(rows, rows.column(key).to_numpy())
-
-    def look_up(self, keys: np.ndarray) -> pa.Table:
-        """Returns a row for each key, of nulls where the table does not have it."""
-        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return self.rows.take(pa.array(places, mask=self.keys[places] != keys))
+SCHEMA = _schema()
 
 
-@dataclasses.dataclass(frozen=True)
-class KuaiRand:
-    """The standard log joined with its users and videos.
-
-    Attributes:
-      folder: The release's `data` folder.
-      files: Those of the standard log.
-      schema: The columns and levels.
-      inferred: Empty: the numbers of buckets are set.
-    """
-
-    folder: str
-    files: TableFiles
-    schema: Schema = dataclasses.field(default_factory=_schema)
-    inferred: frozenset[str] = frozenset()
-
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the impressions in the order of the log files.
-
-        Raises:
-          DataError: A file of the layout is missing or cannot be read.
-        """
-        users = _SideTable.read(os.path.join(self.folder, "user_features_pure.csv"), "user_id")
-        videos = _SideTable.read(os.path.join(self.folder, "video_features_basic_pure.csv"), "video_id")
-        for batch in self.files.batches(list(_LOG_COLUMNS)):
-            try:
-                yield dataclasses.replace(batch, rows=self._join(batch.rows, users, videos))
-            except (KeyError, pa.ArrowInvalid) as error:
-                raise DataError(
-                    f"{batch.file}: rows after {batch.first_row}: expected the KuaiRand-Pure layout, got: {error}"
-                ) from error
-
-    def parts(self) -> list["KuaiRand"]:
-        """Returns the log of each log file, in order."""
-        return [dataclasses.replace(self, files=files) for files in self.files.parts()]
-
-    def _join(self, log: pa.RecordBatch, users: _SideTable, videos: _SideTable) -> pa.RecordBatch:
-        user = users.look_up(log.column("user_id").to_numpy())
-        video = videos.look_up(log.column("video_id").to_numpy())
-        columns: dict[str, Any] = {name: log.column(name) for name in log.schema.names}
-        columns |= {name: user.column(name) for name in _USER_CATEGORIES}
-        columns |= {name: video.column(name) for name in ("author_id", "music_id", *_VIDEO_CATEGORIES)}
-        columns["tags"] = _tags(video.column("tag"))
-        columns["tag"] = pc.list_element(columns["tags"], 0)
-        columns |= {f"log_{name}": _log1p(user.column(name)) for name in _USER_COUNTS}
-        columns["log_duration_ms"] = _log1p(log.column("duration_ms"))
-        columns["hour"] = pc.divide(log.column("hourmin"), 100)
-        columns["duration_bin"] = np.searchsorted(_DURATION_EDGES_MS, log.column("duration_ms").to_numpy())
-        arrays = {c.name: _single_chunk(columns[c.name]) for c in self.schema.columns}
-        return pa.RecordBatch.from_pydict(arrays)
+def _read_table(path: str, key: str) -> SideTable:
+    try:
+        return SideTable.of(pyarrow.csv.read_csv(path), key)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: expected a table of the KuaiRand-Pure layout, got: {error}") from error
 
 
-def _tags(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the int64 numbers between the commas of each text; null where it is null or empty."""
-    texts = pc.cast(texts, pa.string())
-    return pc.cast(pc.split_pattern(pc.if_else(pc.equal(texts, ""), None, texts), ","), pa.list_(pa.int64()))
+def _open_maker(folder: str) -> Maker:
+    users = _read_table(os.path.join(folder, "user_features_pure.csv"), "user_id")
+    videos = _read_table(os.path.join(folder, "video_features_basic_pure.csv"), "video_id")
+    return functools.partial(_join, users, videos)
+
+
+def _join(users: SideTable, videos: SideTable, batch: SourceBatch) -> Mapping[str, Any]:
+    log = batch.rows
+    user, video = users.look_up(_present(log.column("user_id"))), videos.look_up(_present(log.column("video_id")))
+    columns: dict[str, Any] = {name: log.column(name) for name in log.schema.names}
+    columns |= {name: user.column(name) for name in _USER_CATEGORIES}
+    columns |= {name: video.column(name) for name in ("author_id", "music_id", *_VIDEO_CATEGORIES)}
+    columns["tags"] = split_numbers(video.column("tag"), ",")
+    columns["tag"] = pc.list_element(columns["tags"], 0)
+    columns |= {f"log_{name}": _log1p(user.column(name)) for name in _USER_COUNTS}
+    columns["log_duration_ms"] = _log1p(log.column("duration_ms"))
+    columns["hour"] = pc.divide(log.column("hourmin"), 100)
+    columns["duration_bin"] = np.searchsorted(_DURATION_EDGES_MS, log.column("duration_ms").to_numpy())
+    return columns
+
+
+def _present(ids: pa.Array) -> pa.Array:
+    return pa.array(ids.to_numpy())  # which refuses nulls
 
 
 def _log1p(numbers: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return pc.log1p(pc.cast(numbers, pa.float64()))
 
 
-def _single_chunk(array: Any) -> pa.Array:
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else pa.array(array)
-
-
-def open_source(
-    path: str, schema: Schema | None = None, behaviors: str = "", groups: str = "", ignored: str = ""
-) -> KuaiRand:
-    """Returns the KuaiRand-Pure log.
+def open_source(path: str) -> PublicLog:
+    """Returns the KuaiRand-Pure log: the standard log joined with its users and videos.
 
     Args:
       path: The unpacked release: the folder that holds `KuaiRand-Pure`, that folder, or its `data`.
-      schema: None: the layout has its own.
-      behaviors: Empty, likewise.
-      groups: Empty, likewise.
-      ignored: Empty, likewise.
 
     Returns:
       The source.
 
     Raises:
       DataError: There is no log file of the layout.
-      UsageError: A schema or behaviors are given.
     """
-    if schema is not None or behaviors or groups or ignored:
-        raise UsageError("--source=kuairand: expected no --schema, --behaviors, --groups or --ignore: it has its own")
     for folder in (path, os.path.join(path, "data"), os.path.join(path, "KuaiRand-Pure", "data")):
         if os.path.exists(os.path.join(folder, "user_features_pure.csv")):
-            return KuaiRand(folder, TableFiles(os.path.join(folder, "log_standard_*.csv"), "csv"))
+            files = TableFiles(os.path.join(folder, "log_standard_*.csv"), "csv")
+            return PublicLog("KuaiRand-Pure", files, SCHEMA, functools.partial(_open_maker, folder), _LOG_COLUMNS)
     raise DataError(
         f"{path}: expected KuaiRand-Pure/data with log_standard_*.csv, user_features_pure.csv and "
         "video_features_basic_pure.csv, found no such folder; check --input"

@@ -172,6 +172,15 @@ def test_inferred_columns_get_five_buckets_a_value_within_limits(tmp_path):
     assert buckets == [1_001, pytest.approx(15_001, rel=0.02), 2]
 
 
+def test_columns_of_one_table_are_sized_by_the_one_with_the_most_values(tmp_path):
+    columns = [Column("item", "int64", hashing=Hashing(2)), Column("seen", "int64", hashing=Hashing(2, table="item"))]
+    rows = {"item": list(range(300)) * 10, "seen": list(range(3_000)), "click": [1] * 3_000}
+    convert_rows(tmp_path / "out", rows, schema=with_columns(*columns), inferred=frozenset(["item", "seen"]))
+    stored = DataFolder.open(str(tmp_path / "out")).schema
+    item, seen = (stored.column(name).hashing.buckets for name in ("item", "seen"))
+    assert item == seen == pytest.approx(15_001, rel=0.02)
+
+
 def test_buckets_are_counted_on_the_training_split_alone(tmp_path):
     rows = {"id": list(range(3_000)), "date": [20220501] * 500 + [20220502] * 2_500, "click": [1] * 3_000}
     schema = with_columns(Column("id", "int64", hashing=Hashing(2)))

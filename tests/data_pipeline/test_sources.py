@@ -521,9 +521,7 @@ def test_files_of_kuairand_by_themselves_have_the_rows_of_all(tiny_kuairand):
     source = open_source("kuairand", str(tiny_kuairand[0]))
     parts = source.parts()
     assert len(parts) > 1
-    assert [part.files.count_rows() for part in parts] == [
-        sum(b.rows.num_rows for b in part.batches()) for part in parts
-    ]
+    assert [part.count_rows() for part in parts] == [sum(b.rows.num_rows for b in part.batches()) for part in parts]
     of_parts, of_all = ([batch.rows for each in sources for batch in each.batches()] for sources in (parts, [source]))
     assert pa.Table.from_batches(of_parts) == pa.Table.from_batches(of_all)
 
