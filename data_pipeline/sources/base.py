@@ -75,7 +75,7 @@ class TableFiles:
         pattern = os.path.join(self.path, f"**/*.{self.file_format}") if os.path.isdir(self.path) else self.path
         files = sorted(glob.glob(pattern, recursive=True))
         if not files:
-            raise DataError(f"{self.path}: expected {self.file_format} files, found none; check --input")
+            raise DataError(f"{self.path}: expected {self.file_format} files, found none; check the path")
         file_format: str | pads.FileFormat = self.file_format
         if self.file_format == "csv":
             convert = pa.csv.ConvertOptions(
