@@ -39,6 +39,7 @@ setup(
         "serving": [
             "tensorflow-serving-api>=2.17,<2.22"
         ],  # requests to TensorFlow Serving: to warm up with, and a client's
+        "join": ["duckdb>=1.5,<3"],  # joins impressions with events, on disk where memory ends
         "report": [
             "matplotlib>=3.8,<4",  # plots
             "jinja2>=3.1,<4",  # the page, with all text escaped

@@ -77,6 +77,45 @@ def _simulate(values: flags.FlagValues) -> None:
     _print_splits(values.output_dir, splits)
 
 
+def _define_join(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
+    files = "a file, a folder or a glob pattern of Parquet files, or of CSV files if it ends in .csv."
+    _string(values, "impressions", None, f"Impressions: {files}")
+    _string(values, "events", None, f"Behavior events: {files}")
+    _string(values, "output", None, "Folder of Parquet files to write.")
+    _string(values, "window", None, "Labels, and how long after an impression each counts: click:30m,purchase:7d.")
+    _string(
+        values, "history", "", "Lists of the user's latest items before the impression, and their length: click:50."
+    )
+    _string(values, "user_column", "user_id", "Column of users in both tables.")
+    _string(values, "item_column", "item_id", "Column of items in both tables.")
+    _string(values, "time_column", "time", "Column of times in both tables.")
+    _string(values, "behavior_column", "behavior", "Column of the events' behaviors.")
+    flags.DEFINE_enum(
+        "time_unit", None, ("s", "ms", "us", "ns"), "Unit of times that are integers.", flag_values=values
+    )
+    _string(values, "memory_limit", "2GiB", "What DuckDB may hold in memory; the rest is on disk beside --output.")
+
+
+def _join(values: flags.FlagValues) -> None:
+    try:
+        from data_pipeline.event_join import join_events, join_table, parse_histories, parse_windows
+    except ModuleNotFoundError as error:
+        _explain_extra("join", ("duckdb",), error)
+        raise
+    from data_pipeline.event_tables import EventColumns
+    from data_pipeline.sources.base import TableFiles
+
+    impressions, events = (
+        TableFiles(path, "csv" if path.endswith(".csv") else "parquet") for path in (values.impressions, values.events)
+    )
+    columns = EventColumns(
+        values.user_column, values.item_column, values.time_column, values.behavior_column, values.time_unit
+    )
+    windows, histories = parse_windows(values.window), parse_histories(values.history)
+    report = join_events(impressions, events, values.output, columns, windows, histories, values.memory_limit)
+    print(f"wrote {values.output}: {report.impressions:,} impressions\n{join_table(report)}")
+
+
 def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     from data_pipeline.sources import SOURCES
 
@@ -439,6 +478,12 @@ def _launch(values: flags.FlagValues, command: Sequence[str]) -> None:
 
 VERBS = {
     "simulate": Verb("write a log whose true probabilities are known", _define_simulate, _simulate, ("output_dir",)),
+    "join": Verb(
+        "label impressions by a table of events",
+        _define_join,
+        _join,
+        ("impressions", "events", "output", "window"),
+    ),
     "convert": Verb("turn a raw log into a data folder", _define_convert, _convert, ("source", "input", "output_dir")),
     "validate": Verb("say what is wrong with a data folder", _define_validate, _validate, ("data_dir",)),
     "train": Verb("train a model, or resume", _define_train, _train, ("config", "data_dir", "workdir")),

@@ -81,7 +81,7 @@ class TableFiles:
         pattern = os.path.join(self.path, f"**/*.{self.file_format}") if os.path.isdir(self.path) else self.path
         files = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
         if not files:
-            raise DataError(f"{self.path}: expected {self.file_format} files, found none; check --input")
+            raise DataError(f"{self.path}: expected {self.file_format} files, found none; check the path")
         try:
             return pads.dataset(files, format=self._csv_format() if self.file_format == "csv" else self.file_format)
         except (pa.ArrowInvalid, OSError) as error:

@@ -289,7 +289,7 @@ def test_words_in_a_csv_file_that_look_like_null_are_strings(tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_log_that_is_not_there_is_named(tmp_path, name):
     message = error_of(name, tmp_path / "nothing", tmp_path / "out")
-    assert message == f"{tmp_path}/nothing: expected {name} files, found none; check --input"
+    assert message == f"{tmp_path}/nothing: expected {name} files, found none; check the path"
 
 
 @pytest.mark.parametrize("name, text", [("parquet", "no table"), ("csv", ""), ("csv", "user,click\n1,0\n1\n")])

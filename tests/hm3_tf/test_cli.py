@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.folder import DataFolder
 from hm3_tf.cli import VERBS, _status
 from hm3_tf.config import Config
 
@@ -103,6 +104,7 @@ def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
         ),
         (["convert", "--source=parqet", "--input=x", "--output_dir=y"], "did you mean 'parquet'"),
         (["convert", "--source=csv", "--input=x", "--output_dir=y"], "expected --schema=schema.json or --behaviors"),
+        (["join", "--impressions=x", "--events=x", "--output=y", "--window=click"], "--window: expected behavior:"),
         (["convert", "--source=csv", "--input=x", "--output_dir=y", "--split=half"], "--split: expected date:"),
         (
             ["validate", "--data_dir=x", "--output=y.txt"],
@@ -226,6 +228,35 @@ def test_parquet_with_named_behaviors_converts_and_trains(command, tmp_path):
     assert "--config=configs/hm3.py" not in output
     message = the_error(command("train", "--config=configs/hm3.py", *config, run[0], f"--workdir={tmp_path}/other"))
     assert "expected levels of the log, got 'd_mi'; did you mean 'd_ma'" in message
+
+
+def test_impressions_and_events_are_joined_and_converted(command, tmp_path):
+    keys = {"user_id": [1, 1, 2], "item_id": [7, 8, 7], "time": [100, 200, 100]}
+    pq.write_table(pa.table({**keys, "price": [0.5, 1.5, 2.5]}), tmp_path / "impressions.parquet")
+    lines = (
+        "user_id,item_id,time,behavior",
+        "1,7,160,click",
+        "1,7,161,click",
+        "1,8,250,click",
+        "1,8,900,buy",
+        "2,9,5,buy",
+    )
+    (tmp_path / "events.csv").write_text("\n".join(lines))
+    tables = [f"--impressions={tmp_path}/impressions.parquet", f"--events={tmp_path}/events.csv", "--time_unit=s"]
+    options = ["--window=click:1m,buy:1d", "--history=click:5", f"--output={tmp_path}/joined"]
+    status, output, error = command("join", *tables, *options)
+    assert status == 0, error
+    assert output.splitlines()[0] == f"wrote {tmp_path}/joined: 3 impressions"
+    assert [line.split() for line in output.splitlines()[2:]] == [
+        ["click", "2", "2", "1", "0", "0"],
+        ["buy", "1", "1", "0", "1", "0"],
+    ]
+    behaviors = ["--behaviors=click,purchase=buy", "--groups=user_id", "--ignore=time", "--split=fraction:1,0,0"]
+    where = ["--source=parquet", f"--input={tmp_path}/joined", f"--output_dir={tmp_path}/data"]
+    assert command("convert", *where, *behaviors)[0] == 0
+    folder = DataFolder.open(str(tmp_path / "data"))
+    assert folder.statistics()["train"].label_patterns == {"00": 1, "10": 1, "11": 1}
+    assert folder.schema.column("click_history").hashing is not None
 
 
 def test_a_table_of_several_days_is_converted_with_shards_of_each(command, tmp_path):
@@ -432,6 +463,15 @@ def test_a_report_without_its_packages_says_what_to_install(command, workdir, tm
         f"hm3: error: hm3 report: expected the packages of the extra 'report', but {name} is not installed; "
         "pip install 'hm3-tf[report]'"
     )
+
+
+def test_a_join_without_duckdb_says_what_to_install(command, tmp_path, monkeypatch):
+    for module in [*sys.modules]:
+        if module.startswith("data_pipeline.event_") or module.split(".")[0] == "duckdb":
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    error = the_error(command("join", "--impressions=x", "--events=x", f"--output={tmp_path}/o", "--window=click:1m"))
+    assert "expected the packages of the extra 'join', but duckdb is not installed" in error
 
 
 def test_a_report_is_of_the_log_that_the_run_was_trained_on(command, workdir, data, tmp_path):

@@ -1,0 +1,253 @@
+"""The join of impressions with events in DuckDB, which holds on disk what does not fit into its memory limit."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import duckdb
+import pyarrow as pa
+
+from hm3_tf.errors import Hm3Error, UsageError
+
+_BATCH_ROWS = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How long after an impression an event still belongs to it.
+
+    Attributes:
+      behavior: The events' behavior, and the name of the label.
+      nanoseconds: The longest delay; one of exactly this length is within the window.
+    """
+
+    behavior: str
+    nanoseconds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """The items of a user's latest events before an impression.
+
+    Attributes:
+      behavior: The events' behavior.
+      length: Most items that are kept.
+    """
+
+    behavior: str
+    length: int
+
+    @property
+    def column(self) -> str:
+        """Name of the column."""
+        return f"{self.behavior}_history"
+
+
+@dataclasses.dataclass(frozen=True)
+class EventCounts:
+    """What became of the events of a behavior; the four sum to all of them.
+
+    Attributes:
+      joined: Events that belong to an impression.
+      late: Events whose user was last shown the item longer ago than the window.
+      without_impression: Events whose user was not shown the item before.
+      duplicates: Events equal to another one in user, item, time and behavior, which is counted above.
+    """
+
+    joined: int
+    late: int
+    without_impression: int
+    duplicates: int
+
+
+class EventEngine:
+    """Joins impressions with events that it is given in batches.
+
+    Args:
+      user: Type of user ids in both tables, int64 or string.
+      item: Type of item ids in both tables, int64 or string.
+      windows: The labels.
+      histories: The histories.
+      memory_limit: What DuckDB may hold in memory, as `2GiB`.
+      spill: Folder of this machine for what it holds on disk.
+
+    Attributes:
+      behaviors: Those of the windows and the histories; an event's behavior is a place in them.
+
+    Raises:
+      UsageError: The memory limit is no size.
+    """
+
+    def __init__(
+        self,
+        user: pa.DataType,
+        item: pa.DataType,
+        windows: Sequence[Window],
+        histories: Sequence[History],
+        memory_limit: str,
+        spill: str,
+    ) -> None:
+        self._windows, self._histories = windows, histories
+        # Those with a window come first: the number of a behavior says whether it has one.
+        self.behaviors = tuple(dict.fromkeys([*(w.behavior for w in windows), *(h.behavior for h in histories)]))
+        try:
+            self._database = duckdb.connect(
+                ":memory:",
+                config={"memory_limit": memory_limit, "temp_directory": spill, "preserve_insertion_order": False},
+            )
+        except duckdb.Error as error:
+            raise UsageError(f"--memory_limit: expected a size such as 2GiB, got {memory_limit!r}") from error
+        keys = f'"user" {_sql_type(user)}, item {_sql_type(item)}, time BIGINT'
+        self._run(f"CREATE TABLE impressions (id BIGINT, {keys})")
+        self._run(f"CREATE TABLE events ({keys}, behavior INTEGER)")
+
+    def close(self) -> None:
+        """Frees its memory and its files."""
+        self._database.close()
+
+    def add_impressions(self, rows: pa.RecordBatch) -> None:
+        """Adds impressions: their number in the log, user, item, and time in int64 nanoseconds, in this order."""
+        self._add("impressions", rows)
+
+    def add_events(self, rows: pa.RecordBatch) -> None:
+        """Adds events: user, item, time in int64 nanoseconds, and the int32 place of the behavior in `behaviors`."""
+        self._add("events", rows)
+
+    def _add(self, table: str, rows: pa.RecordBatch) -> None:
+        self._database.register("batch", rows)
+        self._run(f"INSERT INTO {table} SELECT * FROM batch")
+        self._database.unregister("batch")
+
+    def join(self) -> dict[str, EventCounts]:
+        """Finds the impression of each event that was added; to be called once, after all of them.
+
+        Returns:
+          {behavior: what became of its events}, of those with a window.
+
+        Raises:
+          Hm3Error: Memory or disk does not suffice.
+        """
+        self._run(
+            """CREATE TABLE distinct_events AS
+            SELECT "user", item, time, behavior, count(*) - 1 AS repeats FROM events GROUP BY ALL"""
+        )
+        self._run("DROP TABLE events")
+        # Of impressions at one time the last of the log, max(id), takes the events.
+        self._run(
+            f"""CREATE TABLE joined AS
+            SELECT event.behavior, event.repeats, shown.id, event.time - shown.time AS delay
+            FROM (FROM distinct_events WHERE behavior < {len(self._windows)}) AS event
+            ASOF LEFT JOIN (SELECT "user", item, time, max(id) AS id FROM impressions GROUP BY ALL) AS shown
+            ON event."user" = shown."user" AND event.item = shown.item AND event.time >= shown.time"""
+        )
+        return {window.behavior: self._count(place, window) for place, window in enumerate(self._windows)}
+
+    def _count(self, place: int, window: Window) -> EventCounts:
+        [counts] = self._run(
+            f"""SELECT count(*) FILTER (delay <= {window.nanoseconds}), count(*) FILTER (delay > {window.nanoseconds}),
+            count(*) FILTER (delay IS NULL), coalesce(sum(repeats), 0)
+            FROM joined WHERE behavior = {place}"""
+        ).fetchall()
+        return EventCounts(*map(int, counts))
+
+    def count_same_impressions(self) -> int:
+        """Returns how many impressions have the user, item and time of a later one in the log."""
+        [(same,)] = self._run(
+            """SELECT coalesce(sum(alike - 1), 0)
+            FROM (SELECT count(*) AS alike FROM impressions GROUP BY "user", item, time)"""
+        ).fetchall()
+        return int(same)
+
+    def columns(self) -> Iterator[pa.RecordBatch]:
+        """Yields the labels and histories of the impressions in the order of the log; to be called once, after `join`.
+
+        Yields:
+          int64 0 or 1 for each window, named as its behavior, and a list of items for each history, the latest first.
+
+        Raises:
+          Hm3Error: Memory or disk does not suffice.
+        """
+        happened = ", ".join(
+            f"max(behavior = {place} AND delay <= {window.nanoseconds})::BIGINT AS label{place}"
+            for place, window in enumerate(self._windows)
+        )
+        self._run(f"CREATE TABLE labels AS SELECT id, {happened} FROM joined WHERE delay IS NOT NULL GROUP BY id")
+        self._run("DROP TABLE joined")
+        columns = [f"coalesce(label{place}, 0) AS {_quoted(w.behavior)}" for place, w in enumerate(self._windows)]
+        tables = ["impressions LEFT JOIN labels USING (id)"]
+        for place, history in enumerate(self._histories):
+            self._prepare_history(place, history)
+            columns.append(f"{_history_items(place, history)} AS {_quoted(history.column)}")
+            tables.append(_history_tables(place, history))
+        with _explained():
+            found = self._database.execute(
+                f"SELECT {', '.join(columns)} FROM {' '.join(tables)} ORDER BY impressions.id"
+            )
+            yield from found.to_arrow_reader(_BATCH_ROWS)
+
+    def _prepare_history(self, place: int, history: History) -> None:
+        """Makes, for a history, `block` (a user's events in blocks of its length) and `latest` (an impression's latest event).
+
+        A history lies in two blocks, so the work does not grow with the square of a user's events.
+        """
+        self._run(
+            f"""CREATE TABLE past AS
+            SELECT "user", item, time, row_number() OVER (PARTITION BY "user" ORDER BY time, item) - 1 AS number
+            FROM distinct_events WHERE behavior = {self.behaviors.index(history.behavior)}"""
+        )
+        self._run(
+            # Sorted afterwards: list(item ORDER BY number) holds a sort for each block in memory, and never goes to disk.
+            f"""CREATE TABLE block{place} AS
+            SELECT "user", block, [event.item FOR event IN list_sort(events)] AS items
+            FROM (
+                SELECT "user", number // {history.length} AS block, list({{'number': number, 'item': item}}) AS events
+                FROM past GROUP BY ALL
+            )"""
+        )
+        self._run(
+            f"""CREATE TABLE latest{place} AS
+            SELECT impressions.id, past."user", number // {history.length} AS block, number % {history.length} AS place
+            FROM impressions
+            ASOF JOIN (SELECT "user", time, max(number) AS number FROM past GROUP BY ALL) AS past
+            ON impressions."user" = past."user" AND impressions.time > past.time"""
+        )
+        self._run("DROP TABLE past")
+
+    def _run(self, query: str) -> duckdb.DuckDBPyConnection:
+        with _explained():
+            return self._database.execute(query)
+
+
+def _history_tables(place: int, history: History) -> str:
+    """Returns the joins that give each impression its latest event, and the block of that one and the one before."""
+    latest = f"latest{place}"
+    return f"""LEFT JOIN {latest} ON impressions.id = {latest}.id
+        LEFT JOIN block{place} AS new{place} ON new{place}."user" = {latest}."user" AND new{place}.block = {latest}.block
+        LEFT JOIN block{place} AS old{place} ON old{place}."user" = {latest}."user" AND old{place}.block = {latest}.block - 1"""
+
+
+def _history_items(place: int, history: History) -> str:
+    """Returns the list of the latest items: those of the block up to the latest event, filled up from the one before."""
+    end = f"latest{place}.place + 1"
+    return f"coalesce(list_reverse(list_concat(old{place}.items[{end} + 1:], new{place}.items[:{end}])), [])"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _sql_type(key: pa.DataType) -> str:
+    return "BIGINT" if pa.types.is_integer(key) else "VARCHAR"
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns a lack of memory or disk within the block into one line."""
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, duckdb.IOException, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise Hm3Error(
+            f"event join: expected room for its tables, got: {reason}; give it more memory (--memory_limit), or more disk "
+            "beside --output"
+        ) from error

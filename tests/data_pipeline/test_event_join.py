@@ -1,0 +1,327 @@
+"""The event join against a search through all rows, its edges by hand, and what it says about bad tables."""
+
+import collections
+import dataclasses
+import json
+import os
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.event_engine import EventCounts, History, Window
+from data_pipeline.event_join import join_events, join_table, parse_histories, parse_windows
+from data_pipeline.event_tables import EventColumns
+from data_pipeline.sources.base import TableFiles
+from hm3_tf.errors import DataError, Hm3Error, UsageError
+
+COLUMNS = EventColumns("user", "item", "time", "behavior", "ns")
+WINDOWS = (Window("click", 3), Window("buy", 9))
+HISTORIES = (History("click", 2), History("view", 3))
+
+
+class Shown(NamedTuple):
+    user: int
+    item: int
+    time: int
+
+
+class Event(NamedTuple):
+    user: int
+    item: int
+    time: int
+    behavior: str
+
+
+def key_columns(rows):
+    return {name: pa.array([getattr(row, name) for row in rows], pa.int64()) for name in Shown._fields}
+
+
+def shown_table(rows):
+    return pa.table({**key_columns(rows), "row": list(range(len(rows)))})
+
+
+def event_table(rows):
+    return pa.table({**key_columns(rows), "behavior": pa.array([row.behavior for row in rows], pa.string())})
+
+
+def join(folder, impressions, events, *, columns=COLUMNS, windows=WINDOWS, histories=HISTORIES, memory_limit="1GiB"):
+    """Joins tables or rows, and returns (joined table, report)."""
+    impressions = impressions if isinstance(impressions, pa.Table) else shown_table(impressions)
+    events = events if isinstance(events, pa.Table) else event_table(events)
+    for name, rows in (("impressions", impressions), ("events", events)):
+        os.makedirs(folder / name, exist_ok=True)
+        pq.write_table(rows, folder / name / "0.parquet")
+    files = [TableFiles(str(folder / name), "parquet") for name in ("impressions", "events")]
+    report = join_events(*files, str(folder / "joined"), columns, windows, histories, memory_limit)
+    return pq.read_table(folder / "joined"), report
+
+
+def search(impressions, events):
+    """Returns (labels, histories, counts), each by a search through all rows for every row."""
+    labels = [{"click": 0, "buy": 0} for _ in impressions]
+    counts = {name: dict.fromkeys(("joined", "late", "without_impression", "duplicates"), 0) for name in labels[0]}
+    for i, event in enumerate(events):
+        if event.behavior in counts:
+            kind, number = find_impression(event, events[:i], impressions)
+            counts[event.behavior][kind] += 1
+            if kind == "joined":
+                labels[number][event.behavior] = 1
+    histories = [
+        {f"{name}_history": past_items(row, name, events)[:length] for name, length in (("click", 2), ("view", 3))}
+        for row in impressions
+    ]
+    return labels, histories, counts
+
+
+def find_impression(event, events_before, impressions):
+    """Returns what becomes of an event, and the number of its user's last impression of the item."""
+    shown = [
+        (row.time, number) for number, row in enumerate(impressions) if row[:2] == event[:2] and row.time <= event.time
+    ]
+    if event in events_before:
+        return "duplicates", None
+    if not shown:
+        return "without_impression", None
+    time, number = max(shown)
+    return ("joined" if event.time - time <= {"click": 3, "buy": 9}[event.behavior] else "late"), number
+
+
+def past_items(row, behavior, events):
+    """Returns the items of a user's events before an impression, the latest first."""
+    past = {e for e in events if e.behavior == behavior and e.user == row.user and e.time < row.time}
+    return [event.item for event in sorted(past, key=lambda event: (event.time, event.item), reverse=True)]
+
+
+USERS, ITEMS, TIMES = st.integers(0, 1), st.integers(0, 2), st.integers(0, 15)
+IMPRESSIONS = st.lists(st.builds(Shown, USERS, ITEMS, TIMES), min_size=1, max_size=12)
+EVENTS = st.lists(st.builds(Event, USERS, ITEMS, TIMES, st.sampled_from(["click", "buy", "view", "wish"])), max_size=40)
+
+
+@settings(max_examples=40, deadline=None)
+@given(impressions=IMPRESSIONS, events=EVENTS)
+def test_the_join_equals_a_search_through_all_rows(tmp_path_factory, impressions, events):
+    joined, report = join(tmp_path_factory.mktemp("join"), impressions, events)
+    labels, histories, counts = search(impressions, events)
+    assert joined.select(["click", "buy"]).to_pylist() == labels
+    assert joined.select(["click_history", "view_history"]).to_pylist() == histories
+    assert {name: dataclasses.asdict(found) for name, found in report.events.items()} == counts
+    assert report.other_events == collections.Counter(e.behavior for e in events if e.behavior in ("view", "wish"))
+    counted = [n for found in counts.values() for n in found.values()] + list(report.other_events.values())
+    assert sum(counted) == len(events)
+    assert report.labelled == {name: sum(row[name] for row in labels) for name in ("click", "buy")}
+    assert report.same_impressions == len(impressions) - len(set(impressions))
+    assert joined.column("row").to_pylist() == list(range(len(impressions)))
+
+
+def test_an_event_belongs_to_the_last_impression_at_or_before_it(tmp_path):
+    impressions = [Shown(1, 1, 10), Shown(1, 1, 12), Shown(1, 1, 14), Shown(1, 2, 12), Shown(2, 1, 12)]
+    joined, _ = join(tmp_path, impressions, [Event(1, 1, 12, "click"), Event(1, 1, 13, "buy")])
+    assert joined.column("click").to_pylist() == [0, 1, 0, 0, 0]
+    assert joined.column("buy").to_pylist() == [0, 1, 0, 0, 0]
+
+
+def test_a_window_includes_its_end_and_nothing_after_it(tmp_path):
+    impressions = [Shown(user, 1, 10) for user in range(3)]
+    events = [Event(0, 1, 13, "click"), Event(1, 1, 14, "click"), Event(2, 1, 9, "click")]
+    joined, report = join(tmp_path, impressions, events)
+    assert joined.column("click").to_pylist() == [1, 0, 0]
+    assert report.events["click"] == EventCounts(joined=1, late=1, without_impression=1, duplicates=0)
+
+
+def test_of_impressions_at_one_time_the_last_row_takes_the_events(tmp_path):
+    joined, report = join(tmp_path, [Shown(1, 1, 5), Shown(1, 1, 5), Shown(1, 1, 4)], [Event(1, 1, 6, "click")])
+    assert joined.column("click").to_pylist() == [0, 1, 0]
+    assert report.same_impressions == 1
+
+
+def test_equal_events_are_one_and_the_others_are_counted(tmp_path):
+    events = [Event(1, 1, 4, "click")] * 3 + [Event(1, 1, 4, "buy"), Event(1, 1, 5, "click")]
+    joined, report = join(tmp_path, [Shown(1, 1, 4), Shown(1, 7, 9)], events)
+    assert report.events["click"] == EventCounts(joined=2, late=0, without_impression=0, duplicates=2)
+    assert report.labelled == {"click": 1, "buy": 1}
+    assert joined.column("click_history").to_pylist() == [[], [1, 1]]
+
+
+def test_a_history_ends_before_its_impression(tmp_path):
+    events = [Event(1, item, time, "click") for item, time in ((7, 3), (8, 4), (9, 5), (6, 6))]
+    joined, _ = join(tmp_path, [Shown(1, 1, 5), Shown(1, 1, 3), Shown(2, 1, 5)], events)
+    assert joined.column("click_history").to_pylist() == [[8, 7], [], []]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 9])
+def test_a_history_has_the_latest_items_first_at_any_length(tmp_path, length):
+    events = [Event(1, 100 + time, time, "click") for time in range(8)]
+    joined, _ = join(tmp_path, [Shown(1, 1, time) for time in range(9)], events, histories=(History("click", length),))
+    expected = [[100 + t for t in range(time - 1, -1, -1)][:length] for time in range(9)]
+    assert joined.column("click_history").to_pylist() == expected
+    assert joined.schema.field("click_history").type.value_type == pa.int64()
+
+
+def test_keys_may_be_text_and_large_ids_stay_distinct(tmp_path):
+    impressions = pa.table({"user": ["a", "b"], "item": [2**53, 2**53 + 1], "time": [1, 1]})
+    events = pa.table({"user": ["a", "b"], "item": [2**53 + 1] * 2, "time": [1, 1], "behavior": ["buy"] * 2})
+    impressions = impressions.set_column(0, "user", impressions.column("user").dictionary_encode())
+    joined, _ = join(tmp_path, impressions, events, histories=())
+    assert joined.column("buy").to_pylist() == [0, 1]
+    assert joined.column("user").to_pylist() == ["a", "b"]
+
+
+def test_items_of_text_make_histories_of_text(tmp_path):
+    impressions = pa.table({"user": [1], "item": ["ä"], "time": [5]})
+    events = pa.table({"user": [1, 1], "item": ["b", "ä"], "time": [1, 2], "behavior": ["click"] * 2})
+    joined, _ = join(tmp_path, impressions, events, histories=(History("click", 5),))
+    assert joined.column("click_history").to_pylist() == [["ä", "b"]]
+
+
+def test_times_of_several_units_meet(tmp_path):
+    """A click 3 s and one 3.001 s after impressions in whole seconds, in a window of 3 s."""
+    times = pa.array(np.array(["2022-05-01T00:00:00"] * 2, "datetime64[s]"))
+    start_ms = 1_651_363_200_000
+    impressions = pa.table({"user": [1, 2], "item": [1, 1], "time": times})
+    clicks = [start_ms + 3_000, start_ms + 3_001]
+    events = pa.table({"user": [1, 2], "item": [1, 1], "time": clicks, "behavior": ["click"] * 2})
+    windows = parse_windows("click:3s")
+    columns = dataclasses.replace(COLUMNS, time_unit="ms")
+    joined, _ = join(tmp_path, impressions, events, windows=windows, histories=(), columns=columns)
+    assert joined.column("click").to_pylist() == [1, 0]
+
+
+def test_a_file_of_impressions_becomes_a_file_with_the_same_columns_and_rows(tmp_path):
+    os.makedirs(tmp_path / "impressions")
+    kept = {
+        "price": pa.array([0.5, None, 2.0]),
+        "tags": pa.array([[1], [], None]),
+        "day": pa.array([1, 2, 3], pa.date32()),
+    }
+    rows = pa.table({"user": [1, 1, 2], "item": [1, 2, 1], "time": [5, 5, 5], **kept})
+    pq.write_table(rows.slice(0, 1), tmp_path / "impressions" / "a.parquet")
+    pq.write_table(rows.slice(1), tmp_path / "impressions" / "b.parquet")
+    pq.write_table(event_table([Event(1, 2, 6, "click"), Event(2, 1, 6, "buy")]), tmp_path / "events.parquet")
+    files = [TableFiles(str(tmp_path / name), "parquet") for name in ("impressions", "events.parquet")]
+    report = join_events(*files, str(tmp_path / "joined"), COLUMNS, WINDOWS, (), "1GiB")
+    assert sorted(os.listdir(tmp_path / "joined")) == ["_join.json", "part-00000.parquet", "part-00001.parquet"]
+    assert pq.read_table(tmp_path / "joined" / "part-00000.parquet").num_rows == 1
+    joined = pq.read_table(tmp_path / "joined")
+    assert joined.select(rows.column_names).to_pylist() == rows.to_pylist()
+    assert joined.schema.field("day").type == pa.date32()
+    assert joined.column("click").to_pylist() == [0, 1, 0]
+    with open(tmp_path / "joined" / "_join.json") as file:
+        assert json.load(file) == dataclasses.asdict(report)
+
+
+def error_of(tmp_path, impressions, events, **options):
+    with pytest.raises((DataError, UsageError, Hm3Error)) as caught:
+        join(tmp_path, impressions, events, **options)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("joined")]
+    return str(caught.value)
+
+
+GOOD = {"user": [1, 2], "item": [3, 4], "time": [5, 6]}
+GOOD_EVENTS = {**GOOD, "behavior": ["click", "buy"]}
+BAD_TABLES = {
+    "a missing column": ({"usr": [1]}, {}, "user", "expected a column 'user', found none; did you mean 'usr'?"),
+    "a float id": ({"item": [1.5, 2.0]}, {}, None, "expected integers or text in column 'item', got double"),
+    "a time of text": ({}, {"time": ["a", "b"]}, None, "expected timestamps or integers in column 'time', got string"),
+    "a behavior that is a number": ({}, {"behavior": [1, 2]}, None, "expected text in column 'behavior', got int64"),
+    "ids of two kinds": ({"user": ["1", "2"]}, {}, None, "got string in impressions and int64 in events; cast one"),
+    "a null user": ({}, {"user": [1, None]}, None, "row 1: expected a value of column 'user', got null"),
+    "a null behavior": (
+        {},
+        {"behavior": ["click", None]},
+        None,
+        "row 1: expected a value of column 'behavior', got null",
+    ),
+    "a label that is there": ({"click": [0, 1]}, {}, None, "expected names of new columns, got 'click'"),
+    "no impressions": ({name: pa.array([], pa.int64()) for name in GOOD}, {}, None, "expected impressions, got none"),
+}
+
+
+@pytest.mark.parametrize(("impressions", "events", "without", "message"), BAD_TABLES.values(), ids=BAD_TABLES)
+def test_a_bad_table_is_named_and_nothing_is_written(tmp_path, impressions, events, without, message):
+    shown = {name: values[: len(next(iter(impressions.values()), GOOD["user"]))] for name, values in GOOD.items()}
+    shown = {name: values for name, values in {**shown, **impressions}.items() if name != without}
+    assert message in error_of(tmp_path, pa.table(shown), pa.table({**GOOD_EVENTS, **events}))
+
+
+def test_integer_times_need_a_unit_that_they_fit(tmp_path):
+    events = pa.table({**GOOD_EVENTS, "time": [1_651_363_200_000] * 2})
+    without = dataclasses.replace(COLUMNS, time_unit=None)
+    assert "--time_unit: expected one of" in error_of(tmp_path, pa.table(GOOD), events, columns=without)
+    seconds = dataclasses.replace(COLUMNS, time_unit="s")
+    assert "times from 1678 to 2262 in the unit s" in error_of(tmp_path, pa.table(GOOD), events, columns=seconds)
+
+
+def test_times_with_a_zone_and_without_do_not_meet(tmp_path):
+    times = pa.array([5, 6], pa.timestamp("s"))
+    impressions = pa.table({**GOOD, "time": times})
+    events = pa.table({**GOOD_EVENTS, "time": times.cast(pa.timestamp("s", "UTC"))})
+    assert "timestamps with a time zone in both tables" in error_of(tmp_path, impressions, events)
+
+
+def test_a_memory_limit_that_is_none_or_too_low_is_named(tmp_path):
+    tables = pa.table(GOOD), pa.table(GOOD_EVENTS)
+    assert "--memory_limit: expected a size such as 2GiB, got 'lots'" in error_of(
+        tmp_path, *tables, memory_limit="lots"
+    )
+    assert "give it more memory (--memory_limit)" in error_of(tmp_path, *tables, memory_limit="1KB")
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_impressions_that_change_meanwhile_are_refused(tmp_path, times):
+    class Changing(TableFiles):
+        def batches(self, columns=None):
+            for batch in super().batches(columns):
+                yield from [batch] * (1 if columns else times)
+
+    pq.write_table(pa.table(GOOD), tmp_path / "impressions.parquet")
+    pq.write_table(pa.table(GOOD_EVENTS), tmp_path / "events.parquet")
+    impressions = Changing(str(tmp_path / "impressions.parquet"), "parquet")
+    events = TableFiles(str(tmp_path / "events.parquet"), "parquet")
+    with pytest.raises(DataError, match="their number changed"):
+        join_events(impressions, events, str(tmp_path / "joined"), COLUMNS, WINDOWS, (), "1GiB")
+    assert sorted(os.listdir(tmp_path)) == ["events.parquet", "impressions.parquet"]
+
+
+def test_a_folder_with_files_in_it_is_not_overwritten(tmp_path):
+    os.makedirs(tmp_path / "joined")
+    (tmp_path / "joined" / "mine").write_text("")
+    with pytest.raises(Hm3Error, match="expected a new or empty folder"):
+        join(tmp_path, pa.table(GOOD), pa.table(GOOD_EVENTS))
+    assert os.listdir(tmp_path / "joined") == ["mine"]
+
+
+def test_windows_and_histories_are_read_from_text():
+    assert parse_windows("a:90s, b:30m,c:2h,d:7d") == (
+        *(Window("a", 90 * 10**9), Window("b", 1_800 * 10**9)),
+        *(Window("c", 7_200 * 10**9), Window("d", 604_800 * 10**9)),
+    )
+    assert parse_histories("click:50,buy:1") == (History("click", 50), History("buy", 1))
+    assert parse_histories("") == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "click", "click:", "click:30", "click:30w", ":3m", "a:1m,a:2m", "a:36501d", "a:-1m"]
+)
+def test_a_window_of_another_form_is_refused(text):
+    with pytest.raises(UsageError, match="--window: expected"):
+        parse_windows(text)
+
+
+@pytest.mark.parametrize("text", ["click", "click:0", "click:x", ":5", "a:1,a:2", "a:10000"])
+def test_a_history_of_another_form_is_refused(text):
+    with pytest.raises(UsageError, match="--history: expected"):
+        parse_histories(text)
+
+
+def test_the_printed_table_has_every_count(tmp_path):
+    events = [Event(1, 1, 5, "click"), Event(1, 1, 5, "click"), Event(1, 1, 9, "wish"), Event(1, 1, 99, "buy")]
+    _, report = join(tmp_path, [Shown(1, 1, 5), Shown(1, 1, 5)], events)
+    lines = [line.split() for line in join_table(report).splitlines()]
+    assert lines[1:3] == [["click", "1", "1", "0", "0", "1"], ["buy", "0", "0", "1", "0", "0"]]
+    assert "1 events of 'wish', which has no window" in join_table(report)
+    assert "1 impressions at the time of a later one" in join_table(report)
