@@ -179,10 +179,12 @@ class EventEngine:
             self._prepare_history(place, history)
             columns.append(f"{_history_items(place, history)} AS {_quoted(history.column)}")
             tables.append(_history_tables(place, history))
+        # A table first, then its order: the hash tables of the joins and the sort do not share the memory.
+        self._run(f"CREATE TABLE found AS SELECT impressions.id, {', '.join(columns)} FROM {' '.join(tables)}")
+        for (table,) in self._run("SELECT table_name FROM duckdb_tables() WHERE table_name != 'found'").fetchall():
+            self._run(f"DROP TABLE {table}")
         with _explained():
-            found = self._database.execute(
-                f"SELECT {', '.join(columns)} FROM {' '.join(tables)} ORDER BY impressions.id"
-            )
+            found = self._database.execute("SELECT * EXCLUDE (id) FROM found ORDER BY id")
             yield from found.to_arrow_reader(_BATCH_ROWS)
 
     def _prepare_history(self, place: int, history: History) -> None:
