@@ -97,14 +97,14 @@ class Trainer(keras.callbacks.Callback):
         parts = index.by_day() if self._config.schedule == "by_day" else {"": index}
         self._days = [*parts]
         self._readers = [training_reader(run, part) for part in parts.values()]
-        if chief:
+        of_servers = isinstance(strategy, tf.distribute.ParameterServerStrategy)
+        if chief and not of_servers:  # beside servers the look was seen to hang
             _tell_findings(data, dataclasses.replace(self._readers[0], index=index))
         self._workers = input_context(strategy).num_input_pipelines
         with strategy.scope():
             self._model = run.build_model()
             self._model.optimizer.build(self._model.network.trainable_variables)
         self._model.agreement = self._agreement = Agreement(strategy)
-        of_servers = isinstance(strategy, tf.distribute.ParameterServerStrategy)
         self._scheduler = Scheduler(self._model, strategy) if of_servers else None
         self._day_evaluator: Evaluator | None = None
         if self._config.schedule == "by_day":

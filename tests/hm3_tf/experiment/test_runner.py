@@ -125,7 +125,7 @@ def test_a_killed_experiment_goes_on_to_the_same_numbers(whole, plan_file, tmp_p
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())
     assert set(resumed.measured) == set(results.measured)
     for key, measures in results.measured.items():
-        assert resumed.measured[key] == pytest.approx(measures, abs=1e-6, nan_ok=True), key
+        assert resumed.measured[key] == pytest.approx(measures, rel=1e-6, abs=1e-6, nan_ok=True), key
 
 
 def test_the_command_prints_and_writes_tables_of_what_is_there(whole, plan_file, tmp_path):
