@@ -1,6 +1,6 @@
 """The model that is trained: a network and a task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -194,6 +194,19 @@ def probabilities(predictions: dict[str, Any], levels: Sequence[str]) -> dict[st
     """
     log_probs = predictions["log_probs"]
     return {name: tf.exp(log_probs[space][level][..., 0]) for name, (space, level) in _targets(levels).items()}
+
+
+def prediction_function(
+    model: ConversionModel, levels: Sequence[str]
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """Returns the traced function from the network's inputs to `probabilities`, as outside of training."""
+
+    @tf.function(reduce_retracing=True)
+    @tf.autograph.experimental.do_not_convert
+    def predict(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return probabilities(model.network(features, training=False), levels)
+
+    return predict
 
 
 def model_features(config: Config, schema: Schema, train: SplitStatistics) -> tuple[Feature, ...]:

@@ -21,7 +21,7 @@ from data_pipeline.read import PartReader
 from data_pipeline.records import ARROW_TYPES
 from hm3_tf import evaluate
 from hm3_tf.errors import Hm3Error
-from hm3_tf.model import probabilities, probability_names
+from hm3_tf.model import prediction_function, probability_names
 from hm3_tf.prefetch import prefetch
 from hm3_tf.progress import Progress
 from hm3_tf.workdir import Workdir, lock, reading_checkpoint
@@ -106,14 +106,7 @@ class Predictor:
         carry = tuple(name for name, _ in groups)
         reader = evaluate.split_reader(run, index, labels=False, sample_weights=False, carry=carry)
         self._read = PartReader(reader, evaluate.BATCH_ROWS)
-        model = run.trained_model(checkpoint)
-
-        @tf.function(reduce_retracing=True)
-        @tf.autograph.experimental.do_not_convert
-        def predict(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return probabilities(model.network(features, training=False), levels)
-
-        self._predict = predict
+        self._predict = prediction_function(run.trained_model(checkpoint), levels)
 
     def write(self, part: Part, on_rows: Callable[[int], object] = lambda rows: None) -> None:
         """Writes a part's file, which appears under its name only when complete.

@@ -15,7 +15,7 @@ import tensorflow as tf
 from data_pipeline import storage
 from hm3_tf import plain_scoring
 from hm3_tf.errors import Hm3Error
-from hm3_tf.model import ConversionModel, probabilities
+from hm3_tf.model import ConversionModel, prediction_function
 from hm3_tf.signatures import LoggedRows, read_signatures
 from hm3_tf.workdir import Workdir
 
@@ -60,12 +60,7 @@ def check_skew(run: Workdir, model: ConversionModel, folder: str, rows: LoggedRo
 
 
 def _predictor(run: Workdir, model: ConversionModel) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    levels = run.config.method.levels
-
-    @tf.function(reduce_retracing=True)
-    @tf.autograph.experimental.do_not_convert
-    def predict(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return probabilities(model.network(features, training=False), levels)
+    predict = prediction_function(model, run.config.method.levels)
 
     def on_cpu(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with tf.device("CPU:0"):

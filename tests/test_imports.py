@@ -39,7 +39,7 @@ LEVELS = (
     ),
     (
         *("hm3_tf.report", "hm3_tf.report.gather", "hm3_tf.report.svg", "hm3_tf.report.plots", "hm3_tf.report.page"),
-        "hm3_tf.report.validation",
+        *("hm3_tf.report.validation", "hm3_tf.report.templates"),
     ),
     ("hm3_tf.experiment", "hm3_tf.experiment.measures", "hm3_tf.experiment.results", "hm3_tf.experiment.tables"),
     ("hm3_tf.experiment.plots",),

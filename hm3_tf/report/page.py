@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import tensorflow as tf
 
 from data_pipeline import storage
@@ -13,6 +12,7 @@ from hm3_tf.config import TARGETS
 from hm3_tf.report import plots
 from hm3_tf.report.gather import Report, ReportedRun, gather
 from hm3_tf.report.svg import Plot
+from hm3_tf.report.templates import render_template
 from hm3_tf.tables import COLUMNS
 from hm3_tf.workdir import Workdir
 
@@ -93,14 +93,7 @@ def write_report(runs: Sequence[Workdir], index: SplitIndex, split: str, slices:
 
 def render(report: Report) -> str:
     """Returns the page of a report."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hm3_tf.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("page.html").render(report=report, sections=_sections(report))
+    return render_template("page.html", report=report, sections=_sections(report))
 
 
 def _sections(report: Report) -> list[Section]:
