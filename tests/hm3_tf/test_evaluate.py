@@ -217,10 +217,10 @@ def test_a_log_without_groups_has_probabilities_only(trained_run, data, tmp_path
 
 
 def test_predictions_that_fail_leave_no_file(trained_run, data, monkeypatch, tmp_path):
-    def fail(predictions, levels):
+    def fail(features):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(predict, "probabilities", fail)
+    monkeypatch.setattr(predict, "prediction_function", lambda model, levels: fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         predict_run(trained_run, data.split("test"), str(tmp_path / "p.parquet"))
     assert list(tmp_path.iterdir()) == []
