@@ -24,7 +24,7 @@ from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.index import SplitIndex
 from data_pipeline.sources import open_source
-from data_pipeline.split_rules import threshold_rule
+from data_pipeline.split_rules import ThresholdRule
 from hm3_tf.evaluate import Evaluator, evaluation_reader
 from hm3_tf.predict import predict_run
 from hm3_tf.workdir import Workdir, open_workdir
@@ -51,7 +51,7 @@ def convert_log(folder: pathlib.Path) -> None:
     """Converts the Parquet log of W in this process."""
     shutil.rmtree(folder / "converted", ignore_errors=True)
     source = open_source("parquet", str(folder / "log.parquet"), workload.schema())
-    convert(source, str(folder / "converted"), threshold_rule("day", 20220502, 20220503))
+    convert(source, str(folder / "converted"), ThresholdRule("day", 20220502, 20220503))
 
 
 def main(_: list[str]) -> None:

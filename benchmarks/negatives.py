@@ -68,7 +68,7 @@ def main(_: list[str]) -> None:
     path = pathlib.Path(_FOLDER.value) / f"data-{_ROWS.value}"
     if not path.exists():
         log = SimulatedLog(rows=_ROWS.value)
-        convert(SimulatedSource(log), str(path), day_split(), total_rows=log.rows)
+        convert(SimulatedSource(log), str(path), day_split())
     data = DataFolder.open(str(path))
     test = data.split("test")
     whole, seconds = train(data, 1.0, _EPOCHS.value)

@@ -1,8 +1,10 @@
 """Raw logs to a data folder: TFRecord shards a split, `schema.json` and `statistics.json`."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+import itertools
+import logging
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +15,19 @@ from data_pipeline import schema as schemas
 from data_pipeline import statistics as stats
 from data_pipeline import storage
 from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE
+from data_pipeline.index import Shard
+from data_pipeline.processes import Run
 from data_pipeline.records import arrow_type, flat_values, list_lengths
 from data_pipeline.schema import Column, Schema
 from data_pipeline.sources.base import Source, SourceBatch
 from data_pipeline.split_rules import DayRule, SplitRule
-from data_pipeline.write import Shard, SplitWriter, check_record_format, write_index
+from data_pipeline.staging import Staging, staged_data_folder
+from data_pipeline.write import SplitWriter, check_record_format, write_index
+from hm3_tf import __version__
 from hm3_tf.errors import DataError, did_you_mean
 from hm3_tf.progress import Progress
+
+_LOGGER = logging.getLogger("hm3_tf.convert")
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,21 +42,46 @@ class _Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class WrittenSplit:
-    """What was written of a split, by one process or by several.
-
-    Attributes:
-      shards: Its shards in order.
-      statistics: Of their rows.
-    """
+class _WrittenSplit:
+    """What was written of a split: its shards in order, and the statistics of their rows."""
 
     shards: list[Shard]
     statistics: stats.StatisticsBuilder
 
-    def merge(self, other: "WrittenSplit") -> None:
-        """Adds what another process has written."""
+    def merge(self, other: "_WrittenSplit") -> None:
+        """Adds what was written after it."""
         self.shards.extend(other.shards)
         self.statistics.merge(other.statistics)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A part of the log to write.
+
+    Attributes:
+      number: Its number.
+      source: Its rows.
+      first_row: Number of the first of them in the log, if the split goes by it.
+      staging: The data folder.
+      split, nesting, record_format, days: As of `convert`.
+    """
+
+    number: int
+    source: Source
+    first_row: int
+    staging: Staging
+    split: SplitRule
+    nesting: str
+    record_format: str
+    days: DayRule | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _WrittenPart:
+    """What a part became: the number of rows that were read, and what was written, by split."""
+
+    rows: int
+    splits: dict[str, _WrittenSplit]
 
 
 def convert(
@@ -58,13 +91,16 @@ def convert(
     *,
     nesting: str = "coerce",
     record_format: str = "packed",
-    total_rows: int | None = None,
     days: DayRule | None = None,
+    run: Run = map,
 ) -> dict[str, stats.SplitStatistics]:
     """Writes a raw log as a data folder, which appears under its name only when complete.
 
     Behavior columns are written as they came; readers apply the nesting policy. Under `coerce` rows that break the
     hierarchy are counted, under `drop` they are counted and left out, under `error` the first one ends the conversion.
+
+    The parts of the log are written each by itself, with shards of their own. So the files are the same, byte for byte, for the
+    same log and arguments, whatever runs the parts; and a conversion that was killed goes on from the parts that are there.
 
     Args:
       source: The raw log.
@@ -72,88 +108,89 @@ def convert(
       split: Rule that gives each row its split.
       nesting: `coerce`, `drop` or `error`.
       record_format: `packed` or `row`.
-      total_rows: Number of rows, where known, for the progress bar.
       days: Rule that gives each row its day, where each day is to have shards of its own, named by it.
+      run: Runs the parts: `map` in this process, a `process_pool`, or Ray (`ray_convert`).
 
     Returns:
       {split: its statistics}.
 
     Raises:
       DataError: A column is missing or of another type, a number is NaN or infinite, labels break the hierarchy, or the
-        training split is empty.
+        training split is empty; of several parts with errors any one is named.
       ConfigError: The policy or the format is unknown.
       Hm3Error: The folder cannot be written.
     """
-    with new_data_folder(output_dir, nesting, record_format) as folder, Progress("convert", total_rows) as progress:
-        splits = write_splits(source, folder, split, nesting, record_format, days=days, on_rows=progress.advance)
-        return write_metadata(folder, source, splits, record_format)
-
-
-@contextlib.contextmanager
-def new_data_folder(output_dir: str, nesting: str, record_format: str) -> Iterator[str]:
-    """Yields a data folder with an empty folder a split, which appears as `output_dir` when the block ends well.
-
-    Raises:
-      ConfigError: The policy or the format is unknown.
-      Hm3Error: The folder exists with something in it, or cannot be written.
-    """
     label_rules.check_policy(nesting, "--nesting")
     check_record_format(record_format)
-    storage.open_file_system(output_dir)
-    with storage.staged_folder(output_dir) as folder:
+    origin = repr((__version__, schemas.to_json(source.schema), source.origin, split, nesting, record_format, days))
+    with staged_data_folder(output_dir, origin) as staging:
         for name in SPLITS:
-            storage.make_folder(storage.join(folder, name))
-        yield folder
+            storage.make_folder(storage.join(staging.folder, name))
+        sources = source.parts()
+        rows = list(run(_count_rows, sources)) if split.by_row_number and len(sources) > 1 else [0] * len(sources)
+        parts = [
+            _Part(i, part, first_row, staging, split, nesting, record_format, days)
+            for i, (part, first_row) in enumerate(zip(sources, itertools.accumulate(rows, initial=0)))
+        ]
+        return _write_metadata(
+            staging.folder, source, _write_parts(parts, source.schema, run, sum(rows)), record_format
+        )
 
 
-def write_splits(
-    source: Source,
-    folder: str,
-    split: SplitRule,
-    nesting: str,
-    record_format: str,
-    *,
-    days: DayRule | None = None,
-    name: str = "part",
-    on_rows: Callable[[int], None] = lambda rows: None,
-) -> dict[str, WrittenSplit]:
-    """Writes the rows of a log, or of a part of it, as shards.
+def _count_rows(source: Source) -> int:
+    return source.count_rows()
 
-    Args:
-      source: The log.
-      folder: Data folder with a folder a split.
-      split: Rule that gives each row its split.
-      nesting: `coerce`, `drop` or `error`.
-      record_format: `packed` or `row`.
-      days: Rule that gives each row its day, where each day is to have shards of its own, named by it.
-      name: What the names of the other shards begin with; a part has its own.
-      on_rows: Called with the number of rows that were written since.
 
-    Returns:
-      {split: what was written of it}.
+def _write_parts(parts: list[_Part], schema: Schema, run: Run, total: int) -> dict[str, _WrittenSplit]:
+    """Writes the parts that are not written yet, and returns what was written of all, by split."""
+    splits = {name: _WrittenSplit([], stats.StatisticsBuilder(schema)) for name in SPLITS}
+    missing = {part.number: part for part in parts if not part.staging.has(part.number)}
+    if len(missing) < len(parts):
+        _LOGGER.info("convert: %d of %d parts of the log are written, goes on", len(parts) - len(missing), len(parts))
+    with Progress("convert", total or None) as progress:
+        write = functools.partial(_write_part, on_rows=progress.advance) if run is map else _write_part
+        written, rows = run(write, list(missing.values())), 0
+        for part in parts:
+            if part.number in missing:
+                next(written)
+            result = part.staging.read(part.number)
+            rows += result.rows
+            progress.reach(rows)
+            for name, each in result.splits.items():
+                splits[name].merge(each)
+    return splits
 
-    Raises:
-      DataError: As `convert`.
-    """
-    storage.open_file_system(folder)
-    schema = source.schema
+
+def _write_part(part: _Part, on_rows: Callable[[int], None] = lambda rows: None) -> None:
+    """Writes the rows of a part of the log as shards, and leaves its record."""
+    storage.open_file_system(part.staging.folder)
+    schema = part.source.schema
     splits = {
-        part: _Split(
-            SplitWriter(storage.join(folder, part), schema.columns, record_format, name=name),
+        name: _Split(
+            SplitWriter(
+                storage.join(part.staging.folder, name),
+                schema.columns,
+                part.record_format,
+                name=f"part-{part.number:05d}",
+            ),
             stats.StatisticsBuilder(schema),
         )
-        for part in SPLITS
+        for name in SPLITS
     }
-    for batch in source.batches():
-        _write_batch(batch, schema, splits, split(batch.rows), nesting, days(batch.rows) if days else None)
+    rows = 0
+    for batch in part.source.batches():
+        days = part.days(batch.rows) if part.days else None
+        _write_batch(batch, schema, splits, part.split(batch.rows, part.first_row + rows), part.nesting, days)
+        rows += batch.rows.num_rows
         on_rows(batch.rows.num_rows)
-    return {part: WrittenSplit(each.writer.finish(), each.statistics) for part, each in splits.items()}
+    written = {name: _WrittenSplit(each.writer.finish(), each.statistics) for name, each in splits.items()}
+    part.staging.write(part.number, _WrittenPart(rows, written))
 
 
-def write_metadata(
-    folder: str, source: Source, splits: dict[str, WrittenSplit], record_format: str
+def _write_metadata(
+    folder: str, source: Source, splits: dict[str, _WrittenSplit], record_format: str
 ) -> dict[str, stats.SplitStatistics]:
-    """Writes the indexes, `schema.json` and `statistics.json` of a data folder, and returns {split: its statistics}.
+    """Writes the indexes, `statistics.json` and last `schema.json` of a data folder, and returns {split: its statistics}.
 
     Raises:
       DataError: The training split is empty.
@@ -164,9 +201,9 @@ def write_metadata(
         raise DataError(f"--split: expected rows for the training split, got {counts}; check --input and --split")
     for name, part in splits.items():
         write_index(storage.join(folder, name), record_format, part.shards)
+    storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
     schema = _size(source.schema, source, results["train"])
     storage.write_text(storage.join(folder, SCHEMA_FILE), schemas.to_json(schema))
-    storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
     return results
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +23,33 @@ INDEX_FILE = "index.json"
 _FRAMING = 16  # bytes TFRecord adds to a record: length, its checksum, the data's checksum
 _HEADER = 12  # of these, before the data
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A shard that was written.
+
+    Attributes:
+      file: Its name.
+      bytes: Its size.
+      sha256: The checksum of its bytes, in hexadecimal as `sha256sum` prints it.
+      blocks: int64 [blocks, 3], see `packed_blocks`.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    blocks: np.ndarray
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what `index.json` says of it."""
+        return {
+            "file": self.file,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "rows": int(self.blocks[:, 2].sum()),
+            "blocks": self.blocks.tolist(),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +132,9 @@ def packed_blocks(record_bytes: np.ndarray, record_rows: np.ndarray) -> np.ndarr
     return np.stack([offsets, np.ones_like(offsets), record_rows], axis=-1).astype(np.int64).reshape(-1, 3)
 
 
-def to_json(record_format: str, shards: Iterable[tuple[str, int, np.ndarray]]) -> str:
-    """Returns `index.json` for the shards (name, bytes, blocks [n, 3]) of a folder."""
-    entries = [{"file": name, "bytes": size, "blocks": blocks.tolist()} for name, size, blocks in shards]
-    return json.dumps({"record_format": record_format, "shards": entries})
+def to_json(record_format: str, shards: Iterable[Shard]) -> str:
+    """Returns `index.json` for the shards of a folder."""
+    return json.dumps({"record_format": record_format, "shards": [shard.as_dict() for shard in shards]})
 
 
 def load_index(folder: str) -> SplitIndex:

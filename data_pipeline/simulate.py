@@ -6,7 +6,7 @@ On public logs an AUC's standard error exceeds the gaps between methods, so meth
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy import ndarray
@@ -110,14 +110,22 @@ class SimulatedLog:
         sharing = 1 if stream == CALIBRATION else POSITIONS  # of more intents the mean is closer to its expectation
         return self._population.impressions(rng, self.world_settings, sharing)
 
-    def batches(self) -> Iterator[dict[str, ndarray | tuple[ndarray, ndarray]]]:
-        """Yields chunks of 65,536 rows and the rest, in order.
+    @property
+    def chunks(self) -> int:
+        """Number of chunks of 65,536 rows, and one for the rest."""
+        return -(-self.rows // CHUNK_ROWS)
+
+    def batches(self, chunks: Iterable[int] | None = None) -> Iterator[dict[str, ndarray | tuple[ndarray, ndarray]]]:
+        """Yields chunks of rows.
+
+        Args:
+          chunks: Their numbers from 0; None for all, in order. Each is drawn by itself.
 
         Yields:
           {column of the schema: int64, float32 or bytes [rows]}; b"" is missing. `history` is (ids int64 [total],
           lengths int64 [rows]). `truth_do_*` are the outcomes had the row been clicked, 0 or 1 like the labels.
         """
-        return map(self._chunk, range(-(-self.rows // CHUNK_ROWS)))
+        return map(self._chunk, range(self.chunks) if chunks is None else chunks)
 
     def _chunk(self, index: int) -> dict[str, ndarray | tuple[ndarray, ndarray]]:
         shown = self._impressions(index, LOG)

@@ -1,6 +1,8 @@
 """The split and the day of each row of a raw log."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -10,63 +12,89 @@ from hm3_tf.errors import DataError, UsageError, did_you_mean
 
 _SPLIT_STREAM = 1  # keys the draw of splits, which must not follow draws that made the log from the same seed
 
-SplitRule = Callable[[pa.RecordBatch], np.ndarray]
+
+class SplitRule(Protocol):
+    """Gives each row its split."""
+
+    @property
+    def by_row_number(self) -> bool:
+        """Whether the split of a row depends on its number in the log."""
+        ...
+
+    def __call__(self, rows: pa.RecordBatch, first_row: int = 0) -> np.ndarray:
+        """Returns int [rows], 0 train, 1 validation, 2 test, for the rows of the log from number `first_row` on."""
+        ...
+
+
 DayRule = Callable[[pa.RecordBatch], np.ndarray]
+"""Returns the day of each row: datetime64[D] [rows]."""
 
 
-def fraction_rule(fractions: tuple[float, ...], seed: int, first_row: int = 0) -> SplitRule:
-    """Returns the rule that draws a split for each row: int [rows], 0 train, 1 validation, 2 test.
+@dataclasses.dataclass(frozen=True)
+class FractionRule:
+    """Draws a split for each row.
 
-    Args:
+    Attributes:
       fractions: Shares of train, validation and test.
-      seed: Seed of the draw, which depends on the order of the rows only.
-      first_row: Number of the first row that the rule is given, from 0: the rows before it have their draws elsewhere.
-
-    Returns:
-      The rule.
+      seed: Seed of the draws, of which each row of the log has its own.
     """
-    draws = np.random.PCG64([seed, _SPLIT_STREAM]).advance(first_row)  # a draw a row
-    generator = np.random.Generator(draws)
-    bounds = np.cumsum(fractions)[:-1]
-    return lambda rows: np.searchsorted(bounds, generator.random(rows.num_rows), side="right")
+
+    fractions: tuple[float, float, float]
+    seed: int
+
+    by_row_number = True
+
+    def __call__(self, rows: pa.RecordBatch, first_row: int = 0) -> np.ndarray:
+        """Returns the splits, see `SplitRule`."""
+        draws = np.random.Generator(np.random.PCG64([self.seed, _SPLIT_STREAM]).advance(first_row))
+        return np.searchsorted(np.cumsum(self.fractions)[:-1], draws.random(rows.num_rows), side="right")
 
 
-def threshold_rule(column: str, validation: object, test: object) -> SplitRule:
-    """Returns the rule by a column that orders the rows: validation from the first value, test from the second.
+@dataclasses.dataclass(frozen=True)
+class ThresholdRule:
+    """Splits by a column that orders the rows: validation from the first value, test from the second.
 
-    Args:
+    Attributes:
       column: Name of the column; a date as 20220502, "2022-05-02" or a date or time type, where the values are dates.
       validation: First value of the validation split.
       test: First value of the test split.
-
-    Returns:
-      The rule: int [rows], 0 train, 1 validation, 2 test.
-
-    Raises:
-      DataError: When run, the column is missing or cannot be compared.
     """
 
-    def assign(rows: pa.RecordBatch) -> np.ndarray:
-        dated = isinstance(validation, np.datetime64)
+    column: str
+    validation: object
+    test: object
+
+    by_row_number = False
+
+    def __call__(self, rows: pa.RecordBatch, first_row: int = 0) -> np.ndarray:
+        """Returns the splits, see `SplitRule`.
+
+        Raises:
+          DataError: The column is missing or cannot be compared.
+        """
+        dated = isinstance(self.validation, np.datetime64)
+        column = self.column
         ordered = _dates(rows, column, "--split") if dated else _present(rows, column, "--split").to_numpy()
-        return (ordered >= validation).astype(np.int64) + (ordered >= test)
-
-    return assign
+        return (ordered >= self.validation).astype(np.int64) + (ordered >= self.test)
 
 
-def day_rule(column: str) -> DayRule:
-    """Returns the rule that reads the day of each row.
+@dataclasses.dataclass(frozen=True)
+class DateColumn:
+    """Reads the day of each row.
 
-    Args:
-      column: Name of the column, which holds dates as `threshold_rule` takes them.
-
-    Returns:
-      The rule: datetime64[D] [rows].
-
-    Raises:
-      DataError: When run, the column is missing or holds no date.
+    Attributes:
+      column: Name of the column, which holds dates as `ThresholdRule` takes them.
     """
-    return lambda rows: _dates(rows, column, "--shard_by_day")
+
+    column: str
+
+    def __call__(self, rows: pa.RecordBatch) -> np.ndarray:
+        """Returns the days: datetime64[D] [rows].
+
+        Raises:
+          DataError: The column is missing or holds no date.
+        """
+        return _dates(rows, self.column, "--shard_by_day")
 
 
 def _present(rows: pa.RecordBatch, column: str, flag: str) -> pa.Array:
@@ -97,14 +125,13 @@ def _dates(rows: pa.RecordBatch, column: str, flag: str) -> np.ndarray:
         ) from error
 
 
-def parse_split(text: str, column: str, seed: int, first_row: int = 0) -> SplitRule:
+def parse_split(text: str, column: str, seed: int) -> SplitRule:
     """Returns the rule of `--split`.
 
     Args:
       text: `date:2022-05-02,2022-05-03` (validation from the first, test from the second) or `fraction:0.8,0.1,0.1`.
       column: The column of dates.
       seed: Seed of the fractions.
-      first_row: Number of the first row that the rule is given, from 0.
 
     Returns:
       The rule.
@@ -118,11 +145,11 @@ def parse_split(text: str, column: str, seed: int, first_row: int = 0) -> SplitR
         if kind == "date" and len(parts) == 2:
             first, second = (np.datetime64(part.strip(), "D") for part in parts)
             if first <= second:
-                return threshold_rule(column, first, second)
+                return ThresholdRule(column, first, second)
         if kind == "fraction" and len(parts) == 3:
-            fractions = tuple(float(part) for part in parts)
-            if min(fractions) >= 0 and abs(sum(fractions) - 1) < 1e-6:
-                return fraction_rule(fractions, seed, first_row)
+            train, validation, test = (float(part) for part in parts)
+            if min(train, validation, test) >= 0 and abs(train + validation + test - 1) < 1e-6:
+                return FractionRule((train, validation, test), seed)
     except ValueError:
         pass
     raise UsageError(

@@ -37,6 +37,13 @@ class _CategoryCounter:
         self._count = self._missing = 0
         self._seen = np.zeros(_SKETCH_SLOTS, bool)
 
+    def __getstate__(self) -> tuple[int, int, np.ndarray]:
+        return self._count, self._missing, np.packbits(self._seen)
+
+    def __setstate__(self, state: tuple[int, int, np.ndarray]) -> None:
+        self._count, self._missing, packed = state
+        self._seen = np.unpackbits(packed).view(bool)
+
     def update(self, values: np.ndarray) -> None:
         if values.dtype == np.int64:
             present = values[values != MISSING_INT64] if np.any(values == MISSING_INT64) else values

@@ -1,6 +1,7 @@
 """Paths, local and remote: opening file systems, and outputs that appear only when complete."""
 
 import contextlib
+import fcntl
 import os
 import re
 import uuid
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from hm3_tf.errors import DataError, Hm3Error
 
+LOCK_FILE = "lock"
 _STAGED = ".tmp-"  # in the names of outputs that are not complete
 
 
@@ -145,16 +147,14 @@ def staged_folder(path: str) -> Iterator[str]:
     """
     path = path.rstrip("/")
     open_file_system(path)
-    _refuse_full(path)
+    refuse_full(path)
     temporary = _temporary(path)
     try:
         with explained(path):
             tf.io.gfile.makedirs(temporary)
             yield temporary
-            _refuse_full(path)
-            if tf.io.gfile.exists(path):
-                tf.io.gfile.rmtree(path)
-            tf.io.gfile.rename(temporary, path)
+            refuse_full(path)
+            replace_folder(temporary, path)
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.rmtree(temporary)
@@ -165,9 +165,21 @@ def _temporary(path: str) -> str:
     return f"{path}{_STAGED}{uuid.uuid4().hex[:8]}"
 
 
-def _refuse_full(path: str) -> None:
+def refuse_full(path: str) -> None:
+    """Checks that a path is free for a new folder.
+
+    Raises:
+      Hm3Error: There is something.
+    """
     if tf.io.gfile.exists(path) and not (tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)):
         raise Hm3Error(f"{path}: expected a new or empty folder, found files; remove them or name another folder")
+
+
+def replace_folder(source: str, target: str) -> None:
+    """Gives a folder the name of another one, which need not be there and is removed."""
+    if tf.io.gfile.exists(target):
+        tf.io.gfile.rmtree(target)
+    tf.io.gfile.rename(source, target)
 
 
 @contextlib.contextmanager
@@ -206,3 +218,33 @@ def make_folder(path: str) -> None:
     """
     with explained(path):
         tf.io.gfile.makedirs(path)
+
+
+@contextlib.contextmanager
+def lock(path: str, flag: str = "--workdir", name: str = LOCK_FILE) -> Iterator[None]:
+    """Holds a directory for one process within the block; the lock ends with the process, however that ends.
+
+    A remote directory has no locks.
+
+    Args:
+      path: The directory; made if need be.
+      flag: The flag that names it, for the error.
+      name: Of the file that is locked, which stays.
+
+    Raises:
+      Hm3Error: Another process works in the directory, or it cannot be written.
+    """
+    if is_remote(path):
+        yield
+        return
+    make_folder(path)
+    with contextlib.ExitStack() as stack:
+        with explained(path):
+            file = stack.enter_context(open(join(path, name), "w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Hm3Error(
+                f"{path}: expected no other work here, but a process holds {name}; wait for it, or use another {flag}"
+            ) from error
+        yield

@@ -1,5 +1,6 @@
 """TFRecord shards with their index, from Arrow batches."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,14 +8,13 @@ import pyarrow as pa
 import tensorflow as tf
 
 from data_pipeline import index, storage
+from data_pipeline.index import Shard
 from data_pipeline.records import BLOCK_ROWS, RECORD_FORMATS, encode_packed, encode_rows
 from data_pipeline.schema import Column
 from hm3_tf.errors import ConfigError, did_you_mean
 
 SHARD_ROWS = 262_144
-
-Shard = tuple[str, int, np.ndarray]
-"""Name of a shard, its bytes, and its blocks, see `index.to_json`."""
+_CHUNK_BYTES = 2**22
 
 
 def check_record_format(record_format: str) -> None:
@@ -66,14 +66,14 @@ class SplitWriter:
 
         Args:
           batch: The rows, columns in their `arrow_type`.
-          days: Their days, datetime64[D] [rows], which name the shards (`2022-05-01-00000.tfrecord`); None where all go into
-            the same ones (`part-00000.tfrecord`).
+          days: Their days, datetime64[D] [rows], which begin the names of the shards (`2022-05-01-part-00000.tfrecord`); None
+            where all go into the same ones (`part-00000.tfrecord`).
         """
         if days is None:
             self._writer(self._name).write(batch)
             return
         for day in np.unique(days):
-            self._writer(str(day)).write(batch.filter(pa.array(days == day)))
+            self._writer(f"{day}-{self._name}").write(batch.filter(pa.array(days == day)))
 
     def _writer(self, name: str) -> "_ShardWriter":
         if name not in self._writers:
@@ -147,5 +147,16 @@ class _ShardWriter:
         self._file = None
         sizes, rows = np.array(self._record_bytes), np.array(self._record_rows)
         blocks = index.row_blocks(sizes) if self._format == "row" else index.packed_blocks(sizes, rows)
-        self._shards.append((self._path.rsplit("/", 1)[-1], tf.io.gfile.stat(self._path).length, blocks))
+        size, checksum = _size_and_checksum(self._path)
+        self._shards.append(Shard(self._path.rsplit("/", 1)[-1], size, checksum, blocks))
         self._record_bytes, self._record_rows = [], []
+
+
+def _size_and_checksum(path: str) -> tuple[int, str]:
+    """Returns the size and the SHA-256 of a file, which is read: what came to lie there is what counts."""
+    size, digest = 0, hashlib.sha256()
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            size += len(chunk)
+            digest.update(chunk)
+    return size, digest.hexdigest()

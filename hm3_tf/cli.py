@@ -1,12 +1,13 @@
 """The command `hm3 VERB --flags`. TensorFlow is imported only by verbs that need it, and only once flags are right."""
 
+import contextlib
 import dataclasses
-import functools
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -16,6 +17,10 @@ from hm3_tf.config_files import define_config, explain_unknown_field
 from hm3_tf.errors import Hm3Error, UsageError, did_you_mean
 from hm3_tf.preemption import Termination
 from hm3_tf.tables import metrics_table
+
+if TYPE_CHECKING:
+    from data_pipeline.processes import Run
+    from data_pipeline.sources.base import Source
 
 SPLIT_HELP = "date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY or fraction:TRAIN,VALIDATION,TEST"
 
@@ -57,24 +62,40 @@ def _define_simulate(values: flags.FlagValues, _arguments: Sequence[str]) -> Non
     flags.DEFINE_integer("seed", 0, "Seed of the log.", lower_bound=0, flag_values=values)
     flags.DEFINE_bool("shard_by_day", False, "Whether each day has shards of its own.", flag_values=values)
     _choice(values, "record_format", "packed", ("packed", "row"), "packed: 1,024 impressions a record; or row.")
+    _define_processes(values)
+
+
+def _define_processes(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "processes", None, "Processes that write at a time; default one a core.", lower_bound=1, flag_values=values
+    )
 
 
 def _simulate(values: flags.FlagValues) -> None:
     from data_pipeline.convert import convert
     from data_pipeline.simulate import SimulatedLog
-    from data_pipeline.sources.simulated import SimulatedSource, dated_days, day_split
+    from data_pipeline.sources.simulated import DatedDays, SimulatedSource, day_split
 
     log = SimulatedLog(world=values.world, profile=values.profile, rows=values.rows, seed=values.seed)
+    days = DatedDays() if values.shard_by_day else None
     source = SimulatedSource(log)
-    splits = convert(
-        source,
-        values.output_dir,
-        day_split(),
-        record_format=values.record_format,
-        total_rows=values.rows,
-        days=dated_days() if values.shard_by_day else None,
-    )
+    with _processes(values, source) as run:
+        options = {"record_format": values.record_format, "days": days, "run": run}
+        splits = convert(source, values.output_dir, day_split(), **options)
     _print_splits(values.output_dir, splits)
+
+
+@contextlib.contextmanager
+def _processes(values: flags.FlagValues, source: "Source") -> Iterator["Run"]:
+    """Yields what runs the parts of a log: this process where one is enough."""
+    from data_pipeline.processes import process_pool
+
+    processes = min(values.processes or len(os.sched_getaffinity(0)), len(source.parts()))
+    if processes <= 1:
+        yield map
+        return
+    with process_pool(processes) as run:
+        yield run
 
 
 def _define_join(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
@@ -132,7 +153,8 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
     _string(values, "split_column", "date", "Column of dates, for --split=date:... and --shard_by_day.")
     flags.DEFINE_bool("shard_by_day", False, "Whether each day has shards of its own.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of a split by fractions.", lower_bound=0, flag_values=values)
-    _choice(values, "engine", "local", ("local", "ray"), "local: this process; ray: a Ray cluster, a task a file.")
+    _define_processes(values)
+    _choice(values, "engine", "local", ("local", "ray"), "local: this machine; ray: a Ray cluster, a task a part.")
     _define_ray_address(values)
 
 
@@ -141,34 +163,41 @@ def _convert(values: flags.FlagValues) -> None:
     from data_pipeline import storage
     from data_pipeline.convert import convert
     from data_pipeline.sources import open_source
-    from data_pipeline.split_rules import day_rule, parse_split
+    from data_pipeline.split_rules import DateColumn, parse_split
 
     schema = None
     if values.schema:
         schema = schemas.from_json(storage.read_text(values.schema, "check --schema"), values.schema)
     _refuse_idle_address(values)
-    rule = functools.partial(parse_split, values.split, values.split_column, values.seed)
-    rule()  # what is wrong with it is said before the log is looked at
+    rule = parse_split(values.split, values.split_column, values.seed)
     ignored = values.ignore
     if schema is None and values.behaviors and (values.shard_by_day or values.split.startswith("date:")):
         # A day to come is one that training never saw.
         ignored = f"{ignored},{values.split_column}"
-    options = {"nesting": values.nesting, "record_format": values.record_format}
-    if values.engine == "ray" and values.shard_by_day:
-        raise UsageError("--shard_by_day: expected --engine=local beside it, got --engine=ray")
-    if values.engine == "ray":
-        from data_pipeline.ray_convert import convert_on_ray
-
-        path = storage.absolute(values.input)
-        source = open_source(values.source, path, schema, values.behaviors, values.groups, ignored)
-        splits = convert_on_ray(source, values.output_dir, rule, address=values.ray_address, **options)
-    else:
-        days = day_rule(values.split_column) if values.shard_by_day else None
-        source = open_source(values.source, values.input, schema, values.behaviors, values.groups, ignored)
-        splits = convert(source, values.output_dir, rule(), days=days, **options)
+    source = open_source(
+        values.source, storage.absolute(values.input), schema, values.behaviors, values.groups, ignored
+    )
+    with _engine(values, source) as run:
+        splits = convert(
+            source,
+            storage.absolute(values.output_dir),
+            rule,
+            nesting=values.nesting,
+            record_format=values.record_format,
+            days=DateColumn(values.split_column) if values.shard_by_day else None,
+            run=run,
+        )
     _print_splits(values.output_dir, splits)
     for role, columns in source.schema.roles().items():
         print(f"  {role:<10} {', '.join(f'{column.name} ({column.dtype})' for column in columns)}")
+
+
+def _engine(values: flags.FlagValues, source: "Source") -> contextlib.AbstractContextManager["Run"]:
+    if values.engine == "local":
+        return _processes(values, source)
+    from data_pipeline.ray_tasks import ray_tasks
+
+    return ray_tasks(values.ray_address)
 
 
 def _print_splits(output_dir: str, splits: dict) -> None:

@@ -24,7 +24,7 @@ from hm3_tf.errors import Hm3Error
 from hm3_tf.model import prediction_function, probability_names
 from hm3_tf.prefetch import prefetch
 from hm3_tf.progress import Progress
-from hm3_tf.workdir import Workdir, lock, reading_checkpoint
+from hm3_tf.workdir import Workdir, reading_checkpoint
 
 _LOGGER = logging.getLogger(__name__)
 _SUFFIX = ".parquet"
@@ -164,7 +164,7 @@ def missing_parts(checkpoint: str, index: SplitIndex, output: str) -> Iterator[l
         return
     parts = [_part(weights, shard, shard.files[0], _file_of(shard, output)) for shard in index.shards()]
     storage.open_file_system(output)
-    with lock(output, "--output", _LOCK_FILE):
+    with storage.lock(output, "--output", _LOCK_FILE):
         storage.make_folder(output)
         missing = _without_files(parts, output)
         if len(missing) < len(parts):

@@ -38,7 +38,7 @@ from hm3_tf.preemption import Termination
 from hm3_tf.progress import Progress
 from hm3_tf.tables import metrics_table
 from hm3_tf.warm_start import WarmStart
-from hm3_tf.workdir import Workdir, claim_workdir, lock
+from hm3_tf.workdir import Workdir, claim_workdir
 
 _LOGGER = logging.getLogger(__name__)
 _COUNTED_TOGETHER = 16_384  # rows whose clicks are counted together
@@ -143,7 +143,7 @@ class Trainer(keras.callbacks.Callback):
           PreemptionError: The process was told to end (SIGTERM), and a checkpoint is written.
         """
         with (
-            lock(self._run.path) if self._chief else contextlib.nullcontext(),
+            storage.lock(self._run.path) if self._chief else contextlib.nullcontext(),
             self._termination.watched(),
             explained_losses(self._run.config.distribution.strategy, self._run.path),
         ):

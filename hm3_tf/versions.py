@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from data_pipeline import storage
 from hm3_tf.errors import ConfigError
-from hm3_tf.workdir import lock
 
 DONE_FILE = "DONE"
 _LEFT_BEHIND = re.compile(r"\d+\.tmp-[0-9a-f]+")
@@ -56,7 +55,7 @@ def new_version(folder: str, keep: int | None = None) -> Iterator[tuple[str, str
         raise ConfigError(
             f"keep: expected at least 2 versions, the one that is served until the new one is loaded, got {keep}"
         )
-    with lock(folder, "--export_dir"):
+    with storage.lock(folder, "--export_dir"):
         if not storage.is_remote(folder):
             _clear(folder)
         version = storage.join(folder, str(max(version_numbers(folder), default=0) + 1))

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 from collections.abc import Iterator
 
@@ -21,7 +20,6 @@ from hm3_tf.warm_start import WarmStart, check_same_network
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
-LOCK_FILE = "lock"
 METRICS_FILE = "metrics.jsonl"
 END_FILE = "ended.json"  # the step after which training last ended well
 _MAY_CHANGE = {  # fields that say how long and how closely watched a run is, not what it computes
@@ -167,36 +165,6 @@ def reading_checkpoint(checkpoint: str) -> Iterator[None]:
             f"{checkpoint}: expected the checkpoint that was there at the start, found none: the run is being trained; "
             "wait for its end"
         ) from error
-
-
-@contextlib.contextmanager
-def lock(path: str, flag: str = "--workdir", name: str = LOCK_FILE) -> Iterator[None]:
-    """Holds a directory for one process within the block; the lock ends with the process, however that ends.
-
-    A remote directory has no locks.
-
-    Args:
-      path: The directory; made if need be.
-      flag: The flag that names it, for the error.
-      name: Of the file that is locked, which stays.
-
-    Raises:
-      Hm3Error: Another process works in the directory, or it cannot be written.
-    """
-    if storage.is_remote(path):
-        yield
-        return
-    storage.make_folder(path)
-    with contextlib.ExitStack() as stack:
-        with storage.explained(path):
-            file = stack.enter_context(open(storage.join(path, name), "w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Hm3Error(
-                f"{path}: expected no other work here, but a process holds {name}; wait for it, or use another {flag}"
-            ) from error
-        yield
 
 
 def open_workdir(path: str) -> Workdir:

@@ -61,7 +61,7 @@ def read_split(config: Config, data: DataFolder, split: str, carry: tuple[str, .
 def data(tmp_path_factory):
     """The log as a data folder: 4,286 rows of train, 857 each of validation and test."""
     path = str(tmp_path_factory.mktemp("log") / "data")
-    convert(SimulatedSource(LOG), path, day_split(), total_rows=LOG.rows)
+    convert(SimulatedSource(LOG), path, day_split())
     return DataFolder.open(path)
 
 

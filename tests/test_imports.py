@@ -51,6 +51,7 @@ LEVELS = (
 """Modules from low to high; one may import its own level, without cycles, and those below. `data_pipeline` is whole."""
 
 OF_THE_PIPELINE = {
+    "hm3_tf",  # its version
     *("hm3_tf.errors", "hm3_tf.checks", "hm3_tf.behavior_graph", "hm3_tf.features"),
     *("hm3_tf.progress", "hm3_tf.ray_session"),
 }

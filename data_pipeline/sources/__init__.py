@@ -3,7 +3,7 @@
 import importlib
 
 from data_pipeline.schema import Schema
-from data_pipeline.sources.base import FileSource
+from data_pipeline.sources.base import Source
 from hm3_tf.errors import UsageError, did_you_mean
 
 TABLES = ("parquet", "csv")
@@ -17,7 +17,7 @@ SOURCES = (*TABLES, *PUBLIC_LOGS)
 
 def open_source(
     name: str, path: str, schema: Schema | None = None, behaviors: str = "", groups: str = "", ignored: str = ""
-) -> FileSource:
+) -> Source:
     """Returns a raw log.
 
     Args:

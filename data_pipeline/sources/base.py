@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -14,6 +15,8 @@ from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from hm3_tf.errors import DataError, UsageError, did_you_mean
 
 BATCH_ROWS = 65_536
+PART_ROWS = 2**20  # of a part of a log, about: one process writes it
+_PART_BYTES = 2**28  # of a part, where rows are not known before they are read
 _DEFAULT_MAX_LENGTH = 50
 
 
@@ -45,9 +48,37 @@ class Source(Protocol):
         """Names of the columns whose number of hash buckets is to be set from the data."""
         ...
 
+    @property
+    def origin(self) -> str:
+        """Says what the rows are: it is another one when a file of them has changed."""
+        ...
+
+    def parts(self) -> Sequence["Source"]:
+        """Returns the log in stretches that can be read each by itself, in order; they have the schema of the whole."""
+        ...
+
+    def count_rows(self) -> int:
+        """Returns the number of rows that `batches` yields."""
+        ...
+
     def batches(self) -> Iterator[SourceBatch]:
         """Yields the rows in order."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Rows of one of several files.
+
+    Attributes:
+      file: Number of the file.
+      row_groups: Numbers of its row groups; None: all rows.
+      first_row: Number of the first of the rows in the file.
+    """
+
+    file: int
+    row_groups: tuple[int, ...] | None = None
+    first_row: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +92,7 @@ class TableFiles:
       column_names: Names of the columns of CSV files that have no header.
       delimiter: What stands between the columns of CSV files; but for a comma, quotes are text.
       nulls: What stands for a missing value in CSV files.
-      only: Number of the one file whose rows are read; None: those of all. It has the column types of all together.
+      pieces: What is read of the files, which have the column types of all together; None: all.
     """
 
     path: str
@@ -70,7 +101,7 @@ class TableFiles:
     column_names: tuple[str, ...] = ()
     delimiter: str = ","
     nulls: tuple[str, ...] = ("",)
-    only: int | None = None
+    pieces: tuple[Piece, ...] | None = None
 
     def dataset(self) -> pads.Dataset:
         """Returns the Arrow data set of the files.
@@ -98,9 +129,30 @@ class TableFiles:
             ),
         )
 
+    @property
+    def origin(self) -> str:
+        """Says what the rows are: files with their sizes and times, and how they are read."""
+        dataset = self.dataset()
+        found = dataset.filesystem.get_file_info(dataset.files)
+        return repr((self, [(file.path, file.size, file.mtime_ns) for file in found]))
+
     def parts(self) -> list["TableFiles"]:
-        """Returns each of the files by itself, in order."""
-        return [dataclasses.replace(self, only=i) for i in range(len(self.dataset().files))]
+        """Returns the rows in stretches of about `PART_ROWS`, in order: several files, one, or row groups of a Parquet file.
+
+        Raises:
+          DataError: A file cannot be read.
+        """
+        fragments = self._fragments(self.dataset())
+        units = itertools.chain.from_iterable(_units(piece, fragment) for piece, fragment in fragments)
+        parts: list[list[Piece]] = []
+        filled = 1.0
+        for piece, share in units:
+            if filled >= 1:
+                parts.append([])
+                filled = 0.0
+            filled += share
+            parts[-1].append(piece)
+        return [dataclasses.replace(self, pieces=tuple(pieces)) for pieces in parts]
 
     def count_rows(self) -> int:
         """Returns the number of rows.
@@ -108,30 +160,55 @@ class TableFiles:
         Raises:
           DataError: A file cannot be read.
         """
-        return sum(_count_rows(fragment, self.file_format) for fragment in self._fragments(self.dataset()))
+        return sum(_count_rows(fragment, self.file_format) for _, fragment in self._fragments(self.dataset()))
 
-    def _fragments(self, dataset: pads.Dataset) -> list[pads.Fragment]:
+    def _fragments(self, dataset: pads.Dataset) -> list[tuple[Piece, pads.Fragment]]:
         fragments = list(dataset.get_fragments())
-        return fragments if self.only is None else [fragments[self.only]]
+        pieces = [Piece(i) for i in range(len(fragments))] if self.pieces is None else self.pieces
+        return [
+            (piece, fragment if piece.row_groups is None else fragment.subset(row_group_ids=piece.row_groups))
+            for piece in pieces
+            for fragment in [fragments[piece.file]]
+        ]
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[SourceBatch]:
         """Yields the rows of the files, `columns` of them or all."""
         dataset = self.dataset()
-        for fragment in self._fragments(dataset):
-            first_row = 0
+        for piece, fragment in self._fragments(dataset):
+            row = piece.first_row
             try:
                 _require_columns(fragment, columns or ())
                 for rows in fragment.to_batches(schema=dataset.schema, columns=columns, batch_size=BATCH_ROWS):
-                    yield SourceBatch(fragment.path, first_row, rows)
-                    first_row += rows.num_rows
+                    yield SourceBatch(fragment.path, row, rows)
+                    row += rows.num_rows
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(
-                    f"{fragment.path}: expected {self.file_format} rows after row {first_row}, got: {error}; "
+                    f"{fragment.path}: expected {self.file_format} rows after row {row}, got: {error}; "
                     "mend or remove the file"
                 ) from error
 
 
+def _units(piece: Piece, fragment: pads.Fragment) -> Iterator[tuple[Piece, float]]:
+    """Yields the least stretches that can be read by themselves, and which share of a part each is."""
+    if not isinstance(fragment, pads.ParquetFileFragment):
+        yield piece, fragment.filesystem.get_file_info(fragment.path).size / _PART_BYTES
+        return
+    first_row = piece.first_row
+    for group in _row_groups(fragment):
+        yield Piece(piece.file, (group.id,), first_row), group.num_rows / PART_ROWS
+        first_row += group.num_rows
+
+
+def _row_groups(fragment: pads.ParquetFileFragment) -> list[pads.RowGroupInfo]:
+    try:
+        return fragment.row_groups
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{fragment.path}: expected a Parquet file, got: {error}; mend or remove the file") from error
+
+
 def _count_rows(fragment: pads.Fragment, file_format: str) -> int:
+    if isinstance(fragment, pads.ParquetFileFragment):
+        return sum(group.num_rows for group in _row_groups(fragment))  # its own count is that of the whole file
     try:
         return fragment.count_rows()
     except (pa.ArrowInvalid, OSError) as error:
@@ -150,18 +227,6 @@ def _require_columns(fragment: pads.Fragment, columns: Sequence[str]) -> None:
             )
 
 
-class FileSource(Source, Protocol):
-    """A raw log in files that can be read each by itself."""
-
-    def parts(self) -> Sequence["FileSource"]:
-        """Returns the log of each file, in order; they have the schema of the whole."""
-        ...
-
-    def count_rows(self) -> int:
-        """Returns the number of rows that `batches` yields."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class TableSource:
     """A log in Parquet or CSV files.
@@ -176,6 +241,11 @@ class TableSource:
     schema: Schema
     inferred: frozenset[str] = frozenset()
 
+    @property
+    def origin(self) -> str:
+        """Says what the rows are, see `TableFiles`."""
+        return self.files.origin
+
     def batches(self) -> Iterator[SourceBatch]:
         """Yields the rows in order.
 
@@ -185,7 +255,7 @@ class TableSource:
         return self.files.batches([column.name for column in self.schema.columns])
 
     def parts(self) -> list["TableSource"]:
-        """Returns the log of each file, in order."""
+        """Returns the log in stretches, see `TableFiles`."""
         return [dataclasses.replace(self, files=files) for files in self.files.parts()]
 
     def count_rows(self) -> int:

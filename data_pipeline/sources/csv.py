@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from data_pipeline.schema import SCALAR, Schema
-from data_pipeline.sources.base import FileSource, TableFiles
+from data_pipeline.sources.base import Source, TableFiles
 from data_pipeline.sources.parquet import open_tables
 
 _CSV_TYPES = {"int64": pa.int64(), "string": pa.string(), "float": pa.float64()}
@@ -11,7 +11,7 @@ _CSV_TYPES = {"int64": pa.int64(), "string": pa.string(), "float": pa.float64()}
 
 def open_source(
     path: str, schema: Schema | None = None, behaviors: str = "", groups: str = "", ignored: str = ""
-) -> FileSource:
+) -> Source:
     """Returns the log in CSV files; arguments, result and errors as for `parquet`."""
     scalars = [column for column in schema.columns if column.shape == SCALAR] if schema else []
     types = tuple((column.name, _CSV_TYPES[column.dtype]) for column in scalars)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from data_pipeline.records import list_lengths
 from data_pipeline.schema import VARIABLE, Column, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
-from data_pipeline.sources.public import PublicLog, from_data, windows
+from data_pipeline.sources.public import Maker, PublicLog, from_data, windows
 
 _CODES = {"detail_comments": 6, "detail_specification": 7, "detail_bottom": 8, "cart": 9, "order": 10}
 _LAST_ENTRY = 5
@@ -79,6 +79,10 @@ def _session_names(batch: SourceBatch, session: np.ndarray) -> pa.Array:
     return pc.binary_join_element_wise(os.path.basename(batch.file), lines, ":")
 
 
+def _open_maker() -> Maker:
+    return _make
+
+
 def open_source(path: str) -> PublicLog:
     """Returns the products of all sessions.
 
@@ -90,4 +94,4 @@ def open_source(path: str) -> PublicLog:
     """
     pattern = glob.escape(path) if os.path.isfile(path) else os.path.join(glob.escape(path), "**", "JD_*")
     files = TableFiles(pattern, "csv", (("tokens", pa.string()),), ("tokens",), delimiter="\x01")
-    return PublicLog("JD micro behaviors", files, _schema(), lambda: _make, ("tokens",), expands=True)
+    return PublicLog("JD micro behaviors", files, _schema(), _open_maker, ("tokens",), expands=True)

@@ -1,13 +1,13 @@
 """Logs in Parquet files, with a schema or with their behaviors named."""
 
 from data_pipeline.schema import Schema
-from data_pipeline.sources.base import FileSource, TableFiles, TableSource, infer_schema, parse_behaviors
+from data_pipeline.sources.base import Source, TableFiles, TableSource, infer_schema, parse_behaviors
 from hm3_tf.errors import UsageError
 
 
 def open_source(
     path: str, schema: Schema | None = None, behaviors: str = "", groups: str = "", ignored: str = ""
-) -> FileSource:
+) -> Source:
     """Returns the log in Parquet files.
 
     Args:
@@ -27,7 +27,7 @@ def open_source(
     return open_tables(TableFiles(path, "parquet"), schema, behaviors, groups, ignored)
 
 
-def open_tables(files: TableFiles, schema: Schema | None, behaviors: str, groups: str, ignored: str) -> FileSource:
+def open_tables(files: TableFiles, schema: Schema | None, behaviors: str, groups: str, ignored: str) -> Source:
     """Returns the log in table files; see `open_source`."""
     if schema is not None:
         given = {"--behaviors": behaviors, "--groups": groups, "--ignore": ignored}

@@ -3,8 +3,8 @@
 A source says how the raw columns of a batch become those of its schema, whole columns at a time.
 """
 
-import collections
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -54,13 +54,20 @@ class PublicLog:
         """Names of the columns whose number of hash buckets is to be set from the data."""
         return frozenset(c.name for c in self.schema.inputs if c.hashing and c.hashing.buckets == _NOT_SIZED)
 
+    @property
+    def origin(self) -> str:
+        """Says what the impressions are: the files of the rows, and those beside them that may be joined."""
+        folders = sorted({os.path.dirname(file) for file in self.files.dataset().files})
+        beside = [(entry.path, entry.stat().st_mtime_ns) for folder in folders for entry in os.scandir(folder or ".")]
+        return repr((self.name, self.files.origin, sorted(beside)))
+
     def batches(self) -> Iterator[SourceBatch]:
         """Yields the impressions in the order of the files, numbered in each.
 
         Raises:
           DataError: A file of the layout is missing or cannot be read.
         """
-        make, done = self.open_maker(), collections.Counter[str]()
+        make, done = self.open_maker(), dict[str, int]()
         for batch in self.files.batches(list(self.columns)):
             try:
                 columns = make(batch)
@@ -69,11 +76,12 @@ class PublicLog:
                 raise DataError(
                     f"{batch.file}: rows after {batch.first_row}: expected the {self.name} layout, got: {error}"
                 ) from error
-            yield SourceBatch(batch.file, done[batch.file], rows)
+            first_row = done.setdefault(batch.file, batch.first_row)
+            yield SourceBatch(batch.file, first_row, rows)
             done[batch.file] += rows.num_rows
 
     def parts(self) -> list["PublicLog"]:
-        """Returns the log of each file, in order."""
+        """Returns the log in stretches, see `TableFiles`."""
         return [dataclasses.replace(self, files=files) for files in self.files.parts()]
 
     def count_rows(self) -> int:

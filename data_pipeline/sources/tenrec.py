@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.schema import VARIABLE, Column, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
-from data_pipeline.sources.public import PublicLog, from_data, windows
+from data_pipeline.sources.public import Maker, PublicLog, from_data, windows
 from hm3_tf.errors import DataError
 
 _NAMES = ("QK-video.csv", "QB-video.csv", "ctr_data_1M.csv")
@@ -37,6 +37,10 @@ def _schema(has_history: bool) -> Schema:
         columns.append(Column("history", "int64", "feature", VARIABLE, len(_HISTORY), hashing, entity="user"))
     columns += [Column(name, "int64", "behavior") for name in _BEHAVIORS]
     return Schema(tuple(columns), _LEVELS)
+
+
+def _open_maker(has_history: bool) -> Maker:
+    return functools.partial(_make, has_history)
 
 
 def _make(has_history: bool, batch: SourceBatch) -> Mapping[str, Any]:
@@ -72,4 +76,4 @@ def open_source(path: str) -> PublicLog:
     has_history = _HISTORY[0] in TableFiles(path, "csv").dataset().schema.names
     names = _PLAIN + (_HISTORY if has_history else ())
     files = TableFiles(path, "csv", tuple((name, pa.int64()) for name in names), nulls=("", r"\N"))
-    return PublicLog("Tenrec", files, _schema(has_history), lambda: functools.partial(_make, has_history), names)
+    return PublicLog("Tenrec", files, _schema(has_history), functools.partial(_open_maker, has_history), names)

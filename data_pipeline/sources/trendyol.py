@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.schema import VARIABLE, Column, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
-from data_pipeline.sources.public import PublicLog, from_data
+from data_pipeline.sources.public import Maker, PublicLog, from_data
 
 _IDS = {"user_id": "user_id_hashed", "search_term": "search_term_normalized", "content_id": "content_id_hashed"}
 _BEHAVIORS = ("clicked", "added_to_cart", "added_to_fav", "ordered")
@@ -48,6 +48,10 @@ def _make(batch: SourceBatch) -> Mapping[str, Any]:
     return columns
 
 
+def _open_maker() -> Maker:
+    return _make
+
+
 def open_source(path: str) -> PublicLog:
     """Returns the log of the training sessions.
 
@@ -58,4 +62,4 @@ def open_source(path: str) -> PublicLog:
       The source.
     """
     files = TableFiles(os.path.join(glob.escape(path), "**", "train_sessions.parquet"), "parquet")
-    return PublicLog("Trendyol", files, _schema(), lambda: _make, ("ts_hour", *_IDS.values(), *_BEHAVIORS))
+    return PublicLog("Trendyol", files, _schema(), _open_maker, ("ts_hour", *_IDS.values(), *_BEHAVIORS))

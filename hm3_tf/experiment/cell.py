@@ -6,7 +6,6 @@ volumes of the plan are reached, so that the model of a volume is that of one pa
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
 import threading
@@ -22,11 +21,12 @@ from data_pipeline import storage
 from data_pipeline.convert import convert
 from data_pipeline.folder import SCHEMA_FILE, DataFolder
 from data_pipeline.index import SplitIndex
+from data_pipeline.processes import end_with_parent
 from data_pipeline.read import Reader
 from data_pipeline.schema import Schema
 from data_pipeline.simulate import POSITIONS, SimulatedLog
 from data_pipeline.sources.simulated import SimulatedSource
-from data_pipeline.split_rules import threshold_rule
+from data_pipeline.split_rules import ThresholdRule
 from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, to_json
 from hm3_tf.evaluate import group_column
@@ -103,7 +103,7 @@ def run_cell(cell: Cell) -> None:
     Raises:
       Hm3Error: The log and a config do not fit, or a file cannot be written.
     """
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     data = _open_log(cell)
@@ -126,14 +126,6 @@ def run_cell(cell: Cell) -> None:
         shutil.rmtree(cell.data_dir)
 
 
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it has ended, however that was: another may start the same cell."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
-
-
 def _open_log(cell: Cell) -> DataFolder:
     """Returns the cell's log; a simulated one is written unless that was done before the process was stopped."""
     if not isinstance(cell.source, SimulatedLog):
@@ -142,8 +134,8 @@ def _open_log(cell: Cell) -> DataFolder:
         rows = cell.source.rows + cell.held_out_rows
         log = dataclasses.replace(cell.source, rows=rows, seed=cell.seed)
         first = cell.source.rows // POSITIONS
-        rule = threshold_rule("slate", first, _NEVER if cell.split == "validation" else first)
-        convert(SimulatedSource(log), cell.data_dir, rule, total_rows=rows)
+        rule = ThresholdRule("slate", first, _NEVER if cell.split == "validation" else first)
+        convert(SimulatedSource(log), cell.data_dir, rule)
     return DataFolder.open(cell.data_dir)
 
 

@@ -19,7 +19,6 @@ from hm3_tf.experiment.cell import Cell, run_cell
 from hm3_tf.experiment.plan import Plan, whole
 from hm3_tf.experiment.results import Results, write_csv
 from hm3_tf.progress import Progress
-from hm3_tf.workdir import lock
 
 TUNING_SEEDS = 1_000_000  # where the seeds begin that configs are chosen on: no reported figure has one of them
 _LOOK_SECONDS = 5.0
@@ -41,7 +40,7 @@ def run_plan(plan: Plan, workdir: str, processes: int = 2) -> Results:
     Raises:
       Hm3Error: A cell failed, another experiment runs in the folder, or a result in it is of another config or log.
     """
-    with lock(workdir):
+    with storage.lock(workdir):
         shutil.rmtree(os.path.join(workdir, _DATA), ignore_errors=True)  # what a killed experiment left
         chosen = _tune(plan, workdir, processes) if plan.is_tuned else {}
         runs = {run: configs[chosen.get(run, 0)] for run, configs in plan.runs.items()}

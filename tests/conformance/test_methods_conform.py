@@ -12,7 +12,7 @@ from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.sources.base import SourceBatch
-from data_pipeline.split_rules import fraction_rule
+from data_pipeline.split_rules import FractionRule
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.config import Config, ModelConfig, TrainingConfig, from_json, to_json
 from hm3_tf.export import export_run
@@ -50,6 +50,16 @@ class Loans:
     schema: Schema = LOANS_SCHEMA
     inferred: frozenset[str] = frozenset()
 
+    @property
+    def origin(self):
+        return repr(self)
+
+    def parts(self):
+        return [self]
+
+    def count_rows(self):
+        return self.rows
+
     def batches(self):
         generator, rows = np.random.default_rng(7), self.rows
         clicked, applied, approved = (generator.random(rows) < p for p in (0.5, 0.5, 0.5))
@@ -71,7 +81,7 @@ class Loans:
 @pytest.fixture(scope="module")
 def loans(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("loans") / "data")
-    convert(Loans(), path, fraction_rule((0.8, 0.2, 0.0), seed=0))
+    convert(Loans(), path, FractionRule((0.8, 0.2, 0.0), seed=0))
     return DataFolder.open(path)
 
 

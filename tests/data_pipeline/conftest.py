@@ -149,6 +149,16 @@ class MemorySource:
     tables: tuple
     inferred: frozenset = frozenset()
 
+    @property
+    def origin(self):
+        return repr(self.tables)
+
+    def parts(self):
+        return [self]
+
+    def count_rows(self):
+        return sum(pa.RecordBatch.from_pydict(table).num_rows for table in self.tables)
+
     def batches(self):
         first_row = 0
         for table in self.tables:

@@ -14,7 +14,7 @@ from data_pipeline.convert import SPLITS
 from data_pipeline.folder import DataFolder
 from data_pipeline.records import RECORD_FORMATS
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
-from data_pipeline.split_rules import day_rule
+from data_pipeline.split_rules import DateColumn
 from data_pipeline.statistics import from_json
 from hm3_tf.errors import ConfigError, DataError, Hm3Error
 from tests.data_pipeline.conftest import COLUMNS, FIRST_ID, LEVELS, SCHEMA, convert_rows, make_rows, read_stored
@@ -154,7 +154,7 @@ def test_values_are_stored_as_the_schema_says_and_null_is_missing(tmp_path, valu
 
 def test_columns_that_the_schema_does_not_name_are_left_out(tmp_path):
     convert_rows(tmp_path / "out", {"click": [1], "secret": ["x"]}, schema=with_columns())
-    with open(tmp_path / "out" / "train" / "part-00000.tfrecord", "rb") as file:
+    with open(tmp_path / "out" / "train" / "part-00000-00000.tfrecord", "rb") as file:
         assert b"secret" not in file.read()
 
 
@@ -205,16 +205,16 @@ def test_a_date_split_writes_each_row_to_its_split(tmp_path):
 
 def test_the_days_of_a_log_name_the_shards_of_each_split(tmp_path):
     rows = make_rows(300) | {"date": [int(DAYS[i % 5].replace("-", "")) for i in range(300)]}
-    convert_rows(tmp_path / "out", rows, split="date:2022-05-02,2022-05-03", days=day_rule("date"))
+    convert_rows(tmp_path / "out", rows, split="date:2022-05-02,2022-05-03", days=DateColumn("date"))
     names = {name: sorted(path.name for path in (tmp_path / "out" / name).glob("*.tfrecord")) for name in SPLITS}
-    assert names["train"] == ["2022-04-30-00000.tfrecord", "2022-05-01-00000.tfrecord"]
-    assert names["validation"] == ["2022-05-02-00000.tfrecord"]
+    assert names["train"] == ["2022-04-30-part-00000-00000.tfrecord", "2022-05-01-part-00000-00000.tfrecord"]
+    assert names["validation"] == ["2022-05-02-part-00000-00000.tfrecord"]
     stored = read_stored(tmp_path / "out" / "train", COLUMNS)["row_id"].tolist()
     assert stored == [FIRST_ID + i for i in (*range(4, 300, 5), *range(0, 300, 5))]
 
 
 def test_a_log_without_days_cannot_have_a_shard_for_each(tmp_path):
-    message = error_of(tmp_path / "out", make_rows(5) | {"data": DAYS}, days=day_rule("date"))
+    message = error_of(tmp_path / "out", make_rows(5) | {"data": DAYS}, days=DateColumn("date"))
     assert "--shard_by_day: expected the column 'date' to split by, found none; did you mean 'data'?" in message
 
 

@@ -517,7 +517,8 @@ def test_kuairand_is_found_at_each_depth_of_its_release(tiny_kuairand, inside):
     assert first.rows.num_rows == 2
 
 
-def test_files_of_kuairand_by_themselves_have_the_rows_of_all(tiny_kuairand):
+def test_files_of_kuairand_by_themselves_have_the_rows_of_all(tiny_kuairand, monkeypatch):
+    monkeypatch.setattr(base, "_PART_BYTES", 1)
     source = open_source("kuairand", str(tiny_kuairand[0]))
     parts = source.parts()
     assert len(parts) > 1

@@ -160,7 +160,7 @@ def test_workers_that_share_no_workdir_or_read_other_logs_or_configs_are_told_so
     for _, output in found.values():
         assert "that all workers share, but workers [1] do not see what worker 0 wrote into it" in the_error(output)
     log = SimulatedLog(rows=3_000, users=300, items=300)
-    convert(SimulatedSource(log), str(tmp_path / "other"), day_split(), total_rows=log.rows)
+    convert(SimulatedSource(log), str(tmp_path / "other"), day_split())
     found = ended({0: mine, 1: [f"--data_dir={tmp_path}/other", f"--workdir={tmp_path}/mine"]})
     assert [status for status, _ in found.values()] == [1, 1]
     for _, output in found.values():

@@ -42,7 +42,7 @@ def log(tmp_path_factory):
     """A log as a data folder: 14,286 rows of train, 2,857 each of validation and test."""
     path = str(tmp_path_factory.mktemp("log") / "data")
     source = SimulatedLog(rows=20_000, users=300, items=300)
-    convert(SimulatedSource(source), path, day_split(), total_rows=source.rows)
+    convert(SimulatedSource(source), path, day_split())
     return DataFolder.open(path)
 
 

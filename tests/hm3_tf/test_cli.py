@@ -199,7 +199,7 @@ def test_the_flags_of_export_reach_the_version(command, workdir, tmp_path):
 def test_simulate_is_the_same_for_the_same_seed(command, tmp_path):
     for name in "ab":
         assert command("simulate", f"--output_dir={tmp_path}/{name}", "--rows=3000", "--seed=7")[0] == 0
-    for file in ("train/part-00000.tfrecord", "schema.json", "statistics.json"):
+    for file in ("train/part-00000-00000.tfrecord", "schema.json", "statistics.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -268,7 +268,7 @@ def test_a_table_of_several_days_is_converted_with_shards_of_each(command, tmp_p
     status, output, _ = command("convert", "--source=parquet", *where, "--behaviors=click,buy", "--shard_by_day")
     assert status == 0 and re.search(r"ignored +date \(string\)", output)
     names = sorted(path.name for path in (tmp_path / "data" / "train").glob("*.tfrecord"))
-    assert names == ["2022-05-01-00000.tfrecord", "2022-05-02-00000.tfrecord"]
+    assert names == ["2022-05-01-part-00000-00000.tfrecord", "2022-05-02-part-00000-00000.tfrecord"]
 
 
 # What goes wrong with a run: one line each, with what was expected, what came, where, and what to do.
@@ -308,14 +308,14 @@ def test_an_empty_split_is_named(command, data, tmp_path):
     log = copy_of(data, tmp_path)
     for file in (log / "train").iterdir():
         file.unlink()
-    (log / "train" / "part-00000.tfrecord").touch()
+    (log / "train" / "part-00000-00000.tfrecord").touch()
     message = train(command, log, tmp_path / "run")
     assert f"{log}/train: expected impressions, found an empty split" in message
 
 
 def test_a_corrupt_record_is_named_with_file_and_offset(command, data, tmp_path):
     log = copy_of(data, tmp_path)
-    shard = log / "train" / "part-00000.tfrecord"
+    shard = log / "train" / "part-00000-00000.tfrecord"
     content = bytearray(shard.read_bytes())
     second = json.loads((log / "train" / "index.json").read_text())["shards"][0]["blocks"][1][0]
     second += 12  # the record's data stand after its length and the checksum of that
@@ -327,7 +327,7 @@ def test_a_corrupt_record_is_named_with_file_and_offset(command, data, tmp_path)
 
 def test_a_truncated_shard_is_named_with_file_and_sizes(command, data, tmp_path):
     log = copy_of(data, tmp_path)
-    shard = log / "train" / "part-00000.tfrecord"
+    shard = log / "train" / "part-00000-00000.tfrecord"
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-100])
     message = train(command, log, tmp_path / "run")

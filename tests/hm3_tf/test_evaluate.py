@@ -272,11 +272,11 @@ def test_a_split_that_is_not_there_is_refused(data):
 
 def test_corrupt_shards_are_named(trained_run, data, tmp_path):
     tf.io.gfile.makedirs(str(tmp_path / "test"))
-    for name in ("schema.json", "statistics.json", "test/index.json", "test/part-00000.tfrecord"):
+    for name in ("schema.json", "statistics.json", "test/index.json", "test/part-00000-00000.tfrecord"):
         tf.io.gfile.copy(f"{data.path}/{name}", str(tmp_path / name))
-    shard = tmp_path / "test" / "part-00000.tfrecord"
+    shard = tmp_path / "test" / "part-00000-00000.tfrecord"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 0xFF
     shard.write_bytes(content)
-    with pytest.raises(DataError, match=r"part-00000\.tfrecord: .*corrupt.* record at byte offset \d+"):
+    with pytest.raises(DataError, match=r"part-00000-00000\.tfrecord: .*corrupt.* record at byte offset \d+"):
         evaluate_run(trained_run, DataFolder.open(str(tmp_path)).split("test"), "test")

@@ -319,7 +319,7 @@ LEARNING = Config(
 def larger_log(tmp_path_factory):
     """{split: (features, labels)} of 60,000 rows, the last two days held out."""
     log, path = SimulatedLog(rows=60_000), str(tmp_path_factory.mktemp("larger") / "data")
-    convert(SimulatedSource(log), path, day_split(), total_rows=log.rows)
+    convert(SimulatedSource(log), path, day_split())
     data = DataFolder.open(path)
     splits = {name: read_split(LEARNING, data, name) for name in ("train", "validation", "test")}
     parts = [splits.pop("validation"), splits.pop("test")]

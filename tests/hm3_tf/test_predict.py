@@ -18,11 +18,11 @@ from data_pipeline import schema as schemas
 from data_pipeline.folder import DataFolder
 from data_pipeline.records import encode_packed
 from data_pipeline.sources.simulated import SimulatedSource
+from data_pipeline.storage import lock
 from hm3_tf import evaluate
 from hm3_tf.cli import _status
 from hm3_tf.errors import DataError, Hm3Error
 from hm3_tf.predict import Predictor, predict_run
-from hm3_tf.workdir import lock
 from tests.conftest import LOG, save_best
 from tests.data_pipeline.conftest import flip_byte, write_records
 

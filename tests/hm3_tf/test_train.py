@@ -11,18 +11,19 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from data_pipeline import storage
 from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.simulate import SimulatedLog
-from data_pipeline.sources.simulated import SimulatedSource, dated_days, day_split
-from data_pipeline.split_rules import threshold_rule
+from data_pipeline.sources.simulated import DatedDays, SimulatedSource, day_split
+from data_pipeline.split_rules import ThresholdRule
 from hm3_tf import train
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.errors import ConfigError, DataError, Hm3Error, PreemptionError
 from hm3_tf.evaluate import evaluate_run
 from hm3_tf.model import ConversionModel
 from hm3_tf.train import open_trainer, train_and_evaluate
-from hm3_tf.workdir import claim_workdir, lock, open_workdir
+from hm3_tf.workdir import claim_workdir, open_workdir
 from tests.conftest import LOG, tiny_config
 
 STEPS = 9  # an epoch: 4,286 rows in batches of 512
@@ -320,7 +321,7 @@ def test_a_log_that_moved_is_resumed(data, tmp_path):
 
 def test_a_workdir_in_which_a_process_trains_is_refused(data, tmp_path):
     run = claim_workdir(str(tmp_path), tiny_config(epochs=1), data)
-    with lock(run.path), pytest.raises(Hm3Error, match="expected no other work here, but a process holds lock"):
+    with storage.lock(run.path), pytest.raises(Hm3Error, match="expected no other work here, but a process holds lock"):
         train_and_evaluate(tiny_config(epochs=1), data.path, str(tmp_path))
     assert not (tmp_path / "checkpoints").exists()
     train_and_evaluate(tiny_config(epochs=1), data.path, str(tmp_path))
@@ -379,7 +380,7 @@ def by_day(**training):
 def dated(tmp_path_factory):
     """A log with a shard a day and no validation split; the third day is a split of its own too."""
     path = tmp_path_factory.mktemp("dated") / "data"
-    convert(SimulatedSource(LOG), str(path), threshold_rule("day", 3, 3), days=dated_days())
+    convert(SimulatedSource(LOG), str(path), ThresholdRule("day", 3, 3), days=DatedDays())
     (path / "third").mkdir()
     shutil.copy(path / "train" / f"{DAYS[2]}-00000.tfrecord", path / "third")
     return str(path)
@@ -448,6 +449,6 @@ def test_a_day_has_the_figures_of_the_model_before_it_also_where_a_run_died_in_b
 
 def test_shards_without_days_cannot_be_trained_on_by_day(data, tmp_path):
     with pytest.raises(
-        DataError, match="part-00000.tfrecord: expected a date in the name of each shard, as 2022-05-01-"
+        DataError, match="part-00000-00000.tfrecord: expected a date in the name of each shard, as 2022-05-01-"
     ):
         train_and_evaluate(by_day(), data.path, str(tmp_path))

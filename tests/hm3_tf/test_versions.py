@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import storage
+from data_pipeline.storage import LOCK_FILE, lock
 from hm3_tf.errors import ConfigError, Hm3Error
 from hm3_tf.versions import DONE_FILE, new_version, version_numbers, whole_versions
-from hm3_tf.workdir import LOCK_FILE, lock
 
 
 def write(folder, keep=None):
