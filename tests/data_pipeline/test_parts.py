@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from data_pipeline.convert import convert
+from data_pipeline.convert import SPLITS, convert
 from data_pipeline.processes import process_pool
 from data_pipeline.ray_tasks import ray_tasks
 from data_pipeline.simulate import SimulatedLog
@@ -22,7 +23,7 @@ from data_pipeline.sources.simulated import SimulatedSource, day_split
 from data_pipeline.split_rules import FractionRule, parse_split
 from hm3_tf.errors import DataError, Hm3Error
 from hm3_tf.ray_session import connected
-from tests.data_pipeline.conftest import SCHEMA, make_rows, to_batch
+from tests.data_pipeline.conftest import COLUMNS, SCHEMA, make_rows, read_stored, to_batch
 
 RULE = FractionRule((0.6, 0.2, 0.2), 3)
 
@@ -94,6 +95,23 @@ def test_a_folder_is_the_same_byte_for_byte_whatever_wrote_it(log, run, tmp_path
     assert {name[:16] for name in written if name.startswith("train/part")} == {f"train/part-0000{i}" for i in range(4)}
     violations = json.loads(written["statistics.json"])["train"]["violations"]
     assert violations["purchase without click"] > 0
+
+
+def test_rows_fall_into_the_same_splits_in_the_same_order_in_how_many_parts_ever(log, tmp_path, monkeypatch):
+    convert(log, str(tmp_path / "parts"), RULE)
+    monkeypatch.setattr(base, "PART_ROWS", 10**6)
+    assert len(log.parts()) == 1
+    convert(log, str(tmp_path / "one"), RULE)
+    for split in SPLITS:
+        parts, one = (read_stored(tmp_path / name / split, COLUMNS) for name in ("parts", "one"))
+        for column, values in one.items():
+            np.testing.assert_array_equal(parts[column], values, err_msg=f"{split} {column}")
+    parts, one = (json.loads((tmp_path / name / "statistics.json").read_text()) for name in ("parts", "one"))
+    for split in SPLITS:
+        moments = one[split]["columns"].pop("price"), parts[split]["columns"].pop("price")
+        assert moments[0] == {name: pytest.approx(value, rel=1e-9) for name, value in moments[1].items()}
+        assert parts[split]["label_patterns"] == one[split]["label_patterns"]
+        assert parts[split]["columns"]["user"] == one[split]["columns"]["user"]
 
 
 def test_columns_of_csv_files_have_the_types_of_the_whole_log_and_dates_split_it(tmp_path, run, monkeypatch):
