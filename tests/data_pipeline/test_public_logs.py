@@ -16,7 +16,7 @@ import pytest
 
 from data_pipeline.folder import DataFolder
 from data_pipeline.read import Reader
-from data_pipeline.sources import PUBLIC_LOGS, kuairand, open_source
+from data_pipeline.sources import PUBLIC_LOGS, base, kuairand, open_source
 from data_pipeline.sources.public import SideTable, last_values, split_numbers, whole_numbers, windows
 from hm3_tf import build_model
 from hm3_tf.cli import _status
