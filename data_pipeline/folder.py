@@ -135,13 +135,13 @@ def found_columns(index: SplitIndex) -> dict[str, tuple[str, str]]:
     """
     columns: dict[str, tuple[str, str]] = {}
     chosen = np.unique(np.linspace(0, len(index.blocks) - 1, _BLOCKS_LOOKED_AT).astype(np.int64))
+    blocks = index.blocks[chosen]
+    files = np.repeat(np.array(index.files)[blocks[:, 0]], blocks[:, 2])  # of the records
     with explained_read_errors(index):
-        for block in index.blocks[chosen]:
-            file = index.files[block[0]]
-            for record in read_blocks(tf.constant(index.files), block[np.newaxis]).as_numpy_iterator():
-                for name, feature in tf.train.Example.FromString(record).features.feature.items():
-                    if not columns.get(name, ("",))[0]:
-                        columns[name] = (_DTYPES[feature.WhichOneof("kind")], file)
+        for file, record in zip(files.tolist(), read_blocks(tf.constant(index.files), blocks).as_numpy_iterator()):
+            for name, feature in tf.train.Example.FromString(record).features.feature.items():
+                if not columns.get(name, ("",))[0]:
+                    columns[name] = (_DTYPES[feature.WhichOneof("kind")], file)
     return columns
 
 
