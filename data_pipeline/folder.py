@@ -14,7 +14,7 @@ from data_pipeline import schema as schemas
 from data_pipeline import statistics as stats
 from data_pipeline import storage
 from data_pipeline.index import SplitIndex, find_corruption, load_index
-from data_pipeline.read import Reader, read_blocks
+from data_pipeline.read import Reader, read_records
 from data_pipeline.schema import Schema
 from hm3_tf.errors import DataError, did_you_mean
 from hm3_tf.progress import Progress
@@ -138,7 +138,7 @@ def found_columns(index: SplitIndex) -> dict[str, tuple[str, str]]:
     blocks = index.blocks[chosen]
     files = np.repeat(np.array(index.files)[blocks[:, 0]], blocks[:, 2])  # of the records
     with explained_read_errors(index):
-        for file, record in zip(files.tolist(), read_blocks(tf.constant(index.files), blocks).as_numpy_iterator()):
+        for file, record in zip(files.tolist(), read_records(tf.constant(index.files), tf.constant(blocks)).numpy()):
             for name, feature in tf.train.Example.FromString(record).features.feature.items():
                 if not columns.get(name, ("",))[0]:
                     columns[name] = (_DTYPES[feature.WhichOneof("kind")], file)

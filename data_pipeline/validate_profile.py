@@ -12,7 +12,7 @@ from data_pipeline import labels as label_rules
 from data_pipeline.folder import check_records, explained_read_errors
 from data_pipeline.hashing import MISSING_INT64, MISSING_STRING
 from data_pipeline.index import SplitIndex
-from data_pipeline.read import Reader, read_blocks
+from data_pipeline.read import Reader, read_records
 from data_pipeline.records import PARSERS
 from data_pipeline.schema import VARIABLE, Column, Schema
 from data_pipeline.statistics import SplitStatistics, StatisticsBuilder
@@ -21,8 +21,8 @@ from data_pipeline.validate_sketches import (
     CategoryCounts,
     DayCounts,
     OrderCounts,
-    RowSample,
     Rows,
+    RowSample,
     fingerprints,
     row_fingerprints,
 )
@@ -148,7 +148,9 @@ def read_columns(index: SplitIndex, schema: Schema) -> tuple[Column, ...]:
     return tuple(column for column in schema.columns if column.name in {*needed, *ignored})
 
 
-def read_rows(index: SplitIndex, columns: Sequence[Column], texts: Collection[str] = ()) -> Iterator[dict[str, np.ndarray]]:
+def read_rows(
+    index: SplitIndex, columns: Sequence[Column], texts: Collection[str] = ()
+) -> Iterator[dict[str, np.ndarray]]:
     """Yields the rows of a split in order, some 16,384 at a time.
 
     Args:
@@ -179,8 +181,7 @@ def _decoder(record_format: str, columns: tuple[Column, ...], hashed: frozenset[
         input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 4], tf.int64)], autograph=False
     )
     def decode(files: tf.Tensor, blocks: tf.Tensor) -> dict[str, tf.Tensor]:
-        records = read_blocks(files, blocks).batch(tf.reduce_sum(blocks[:, 2])).get_single_element()
-        values = PARSERS[record_format](records, columns)
+        values = PARSERS[record_format](read_records(files, blocks), columns)
         return values | {name: _fingerprint(values[name]) for name in hashed}
 
     return decode

@@ -202,7 +202,10 @@ class CategoryCounts:
     def aucs(self) -> list[float]:
         """Returns the AUC of each label by the rates of the values, those of one half scored on the other, and back."""
         rows, *labels = self.counts
-        return [float(np.mean([_auc_of_rates(rows, happened), _auc_of_rates(rows[::-1], happened[::-1])])) for happened in labels]
+        return [
+            float(np.mean([_auc_of_rates(rows, happened), _auc_of_rates(rows[::-1], happened[::-1])]))
+            for happened in labels
+        ]
 
     def drift(self, train: "CategoryCounts") -> float:
         """Returns the divergence from the training split, see `divergence`."""
