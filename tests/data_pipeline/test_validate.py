@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from data_pipeline import schema as schemas
+from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.schema import Column, Hashing, Level, Schema
+from data_pipeline.simulate import SimulatedLog
+from data_pipeline.sources.simulated import SimulatedSource, day_split
 from data_pipeline.validate import validate, validate_sample
 from hm3_tf.errors import DataError, UsageError
 from tests.data_pipeline.conftest import convert_rows, flip_byte, to_batch, write_index
@@ -89,6 +92,23 @@ def test_a_simulated_log_finds_nothing(data):
     validation = validate(data)
     assert not severe(validation)
     assert list(validation.days["test"]) == ["day 6"]
+
+
+@pytest.mark.parametrize(
+    ("world", "profile", "seed", "found"),
+    [
+        ("position_strong", "dense", 1, set()),
+        ("latent_intent", "paper", 2, set()),
+        ("non_nested", "dense", 3, {"hierarchy"}),  # one purchase in eight is without a click
+    ],
+)
+def test_a_simulated_world_finds_nothing_but_what_it_is_made_for(tmp_path, world, profile, seed, found):
+    log = SimulatedLog(world, profile, 20_000, seed)
+    convert(SimulatedSource(log), str(tmp_path / "data"), day_split(), total_rows=log.rows)
+    data = DataFolder.open(str(tmp_path / "data"))
+    sample = validate_sample(data, data.split("train"), [column.name for column in data.schema.inputs])
+    assert {check for check, *_ in severe(validate(data))} == found
+    assert {finding.check for finding in sample if finding.severity != "info"} == found
 
 
 def purchases_without_click(rows):
