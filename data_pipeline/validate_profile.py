@@ -167,9 +167,10 @@ def read_rows(
     hashed = frozenset(column.name for column in columns if column.dtype == "string" and column.name not in texts)
     decode = _decoder(index.record_format, tuple(columns), hashed)
     files = tf.constant(index.files)
-    with explained_read_errors(index), tf.device("CPU"):
+    with explained_read_errors(index):
         for start in range(0, len(index.blocks), _BLOCKS_TOGETHER):
-            rows = decode(files, tf.constant(index.blocks[start : start + _BLOCKS_TOGETHER]))
+            with tf.device("CPU"):  # as within a dataset
+                rows = decode(files, tf.constant(index.blocks[start : start + _BLOCKS_TOGETHER]))
             yield {name: values.numpy() for name, values in rows.items()}
 
 
