@@ -14,7 +14,7 @@ from data_pipeline import schema as schemas
 from data_pipeline import statistics as stats
 from data_pipeline import storage
 from data_pipeline.index import SplitIndex, find_corruption, load_index
-from data_pipeline.read import Reader, read_blocks
+from data_pipeline.read import Reader, read_records
 from data_pipeline.schema import Schema
 from hm3_tf.errors import DataError, did_you_mean
 from hm3_tf.progress import Progress
@@ -135,13 +135,13 @@ def found_columns(index: SplitIndex) -> dict[str, tuple[str, str]]:
     """
     columns: dict[str, tuple[str, str]] = {}
     chosen = np.unique(np.linspace(0, len(index.blocks) - 1, _BLOCKS_LOOKED_AT).astype(np.int64))
+    blocks = index.blocks[chosen]
+    files = np.repeat(np.array(index.files)[blocks[:, 0]], blocks[:, 2])  # of the records
     with explained_read_errors(index):
-        for block in index.blocks[chosen]:
-            file = index.files[block[0]]
-            for record in read_blocks(tf.constant(index.files), block[np.newaxis]).as_numpy_iterator():
-                for name, feature in tf.train.Example.FromString(record).features.feature.items():
-                    if not columns.get(name, ("",))[0]:
-                        columns[name] = (_DTYPES[feature.WhichOneof("kind")], file)
+        for file, record in zip(files.tolist(), read_records(tf.constant(index.files), tf.constant(blocks)).numpy()):
+            for name, feature in tf.train.Example.FromString(record).features.feature.items():
+                if not columns.get(name, ("",))[0]:
+                    columns[name] = (_DTYPES[feature.WhichOneof("kind")], file)
     return columns
 
 

@@ -67,8 +67,9 @@ class Times:
         """
         if values.dtype == np.int64:
             return cls(_from_numbers(values))
-        texts, places = np.unique(values, return_inverse=True)
-        return cls(np.array([_from_text(text) for text in texts.tolist()], np.int64)[places])
+        texts = values.tolist()
+        known = {text: _from_text(text) for text in set(texts)}
+        return cls(np.array([known[text] for text in texts], np.int64))
 
     @property
     def known(self) -> np.ndarray:

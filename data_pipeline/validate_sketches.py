@@ -1,5 +1,6 @@
 """Counts of bounded size, from which validation finds leaks, drift, new values, duplicates and rates a day."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,11 +12,9 @@ from data_pipeline.statistics import mix
 FEWEST = 10  # rows of either class below which no AUC is told
 LARGEST_EXACT = 2.0**24  # float32 does not tell integers above it from their neighbors
 _ORDER_BINS = 4096  # of a float32: its sign, its exponent and three bits of its mantissa
-_SLOTS = 2**13  # of hashed values, the first of which is for missing ones
-_SEEN_BITS = 20
-_RUN = (
-    64  # rows that are on the same side of the halves, so that neighbors that are alike do not tell each other's label
-)
+_SEEN_BITS, _SLOT_BITS = 20, 13  # of a hash
+_SLOTS = 2**_SLOT_BITS + 1  # of hashed values, the first of which is for missing ones
+_RUN = 64  # rows that are in the same half, so that neighbors that are alike do not tell each other's label
 _CELLS = 256  # into which hashed values are folded for drift
 _QUANTILES = 32  # into which numbers are, by the training split
 _ROWS_KEPT = 2**17
@@ -66,6 +65,25 @@ def fingerprints(values: np.ndarray) -> np.ndarray:
     return mix(bits)
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows that are counted together.
+
+    Attributes:
+      halves: Half of the rows that each belongs to, 0 or 1, int64 [rows].
+      labels, positives: Which label happened on which of the rows, int64 [all that happened] each.
+    """
+
+    halves: np.ndarray
+    labels: np.ndarray
+    positives: np.ndarray
+
+    @classmethod
+    def of(cls, labels: np.ndarray, first: int) -> "Rows":
+        """Returns the rows from number `first` on, of which these labels are told: bool [labels, rows]."""
+        return cls((first + np.arange(labels.shape[1])) // _RUN % 2, *np.nonzero(labels))
+
+
 class OrderCounts:
     """Rows of a numeric column by the order of its numbers, and how many of them each label happened on.
 
@@ -83,18 +101,17 @@ class OrderCounts:
         self.counts = np.zeros((0, 1 + labels, _ORDER_BINS), np.int64)
         self.infinite = self.large = self.present = 0
 
-    def update(self, values: np.ndarray, labels: np.ndarray, _rows: np.ndarray) -> None:
-        """Adds rows: float32 [rows] or [rows, n], bool [labels, rows]."""
+    def update(self, values: np.ndarray, _hashes: np.ndarray, rows: Rows) -> None:
+        """Adds rows: float32 [rows] or [rows, n]."""
         values = values.reshape(len(values), -1)
         self.infinite += np.count_nonzero(np.isinf(values))
         self.large += np.count_nonzero(np.abs(values) >= LARGEST_EXACT)
         self.present += np.count_nonzero(~np.isnan(values))
         if not len(self.counts):
             self.counts = np.zeros((values.shape[1], *self.counts.shape[1:]), np.int64)
-        for element, bins in enumerate(self._bins(values).T):
-            self.counts[element, 0] += np.bincount(bins, minlength=_ORDER_BINS)
-            for label, happened in enumerate(labels, 1):
-                self.counts[element, label] += np.bincount(bins[happened], minlength=_ORDER_BINS)
+        for counts, bins in zip(self.counts, self._bins(values).T):
+            counts[0] += np.bincount(bins, minlength=_ORDER_BINS)
+            np.add.at(counts.reshape(-1), (1 + rows.labels) * _ORDER_BINS + bins[rows.positives], 1)
 
     def _bins(self, values: np.ndarray) -> np.ndarray:
         if self._scaling is None:
@@ -150,43 +167,45 @@ class CategoryCounts:
 
     def __init__(self, labels: int, train: "CategoryCounts | None" = None) -> None:
         self._train = train
-        self.counts = np.zeros((1 + labels, 2, _SLOTS), np.int64)
+        self._cells = np.zeros((1 + labels, 2 * _SLOTS + 1), np.int64)  # the last one takes what fills lists up
         self.seen = np.zeros(2**_SEEN_BITS, bool)
         self.present = self.unseen = 0
 
-    def update(self, values: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
-        """Adds rows: int64 or bytes [rows] or [rows, n], bool [labels, rows], and the numbers of the rows, int64 [rows].
+    @property
+    def counts(self) -> np.ndarray:
+        """Values in all, then those on rows where each label happened: int64 [1 + labels, halves, slots]."""
+        return self._cells[:, :-1].reshape(len(self._cells), 2, _SLOTS)
+
+    def update(self, values: np.ndarray, hashes: np.ndarray, rows: Rows) -> None:
+        """Adds rows: int64 or bytes [rows] or [rows, n], and their fingerprints.
 
         Each value of a row counts; a row without any counts once, as missing.
         """
         values = values.reshape(len(values), -1)
         present = values != (MISSING_INT64 if values.dtype == np.int64 else MISSING_STRING)
-        hashes = fingerprints(values)
-        counted = present.copy()
-        counted[:, 0] |= ~present.any(axis=1)
-        owners = np.nonzero(counted)[0]
-        slots = np.where(present, np.uint64(1) + hashes % np.uint64(_SLOTS - 1), np.uint64(0))[counted].astype(np.int64)
-        slots += rows[owners] // _RUN % 2 * _SLOTS
-        self.counts[0] += np.bincount(slots, minlength=2 * _SLOTS).reshape(2, _SLOTS)
-        for label, happened in enumerate(labels, 1):
-            self.counts[label] += np.bincount(slots[happened[owners]], minlength=2 * _SLOTS).reshape(2, _SLOTS)
-        places = hashes[present] >> np.uint64(64 - _SEEN_BITS)
-        self.seen[places] = True
-        self.present += len(places)
+        places = (hashes >> np.uint64(64 - _SEEN_BITS)).astype(np.int64).reshape(values.shape)
+        halves = rows.halves[:, np.newaxis] * _SLOTS
+        cells = np.where(present, 1 + (places >> _SEEN_BITS - _SLOT_BITS), 0) + halves
+        if values.shape[1] > 1:
+            empty = ~present.any(axis=1)
+            cells[~present] = 2 * _SLOTS
+            cells[empty, 0] = halves[empty, 0]
+        self._cells[0] += np.bincount(cells.ravel(), minlength=2 * _SLOTS + 1)
+        of_labels = (1 + rows.labels[:, np.newaxis]) * (2 * _SLOTS + 1) + cells[rows.positives]
+        np.add.at(self._cells.reshape(-1), of_labels.ravel(), 1)
+        seen = places[present]
+        self.seen[seen] = True
+        self.present += len(seen)
         if self._train:
-            self.unseen += np.count_nonzero(~self._train.seen[places])
+            self.unseen += np.count_nonzero(~self._train.seen[seen])
 
     def aucs(self) -> list[float]:
         """Returns the AUC of each label by the rates of the values, those of one half scored on the other, and back."""
-        return [self._auc(positives) for positives in self.counts[1:]]
-
-    def _auc(self, positives: np.ndarray) -> float:
-        areas = []
-        for known, scored in ((0, 1), (1, 0)):
-            rows, rate = self.counts[0, known], positives[known].sum() / max(self.counts[0, known].sum(), 1)
-            order = np.argsort((positives[known] + rate) / (rows + 1), kind="stable")
-            areas.append(auc((self.counts[0, scored] - positives[scored])[order], positives[scored][order]))
-        return float(np.mean(areas))
+        rows, *labels = self.counts
+        return [
+            float(np.mean([_auc_of_rates(rows, happened), _auc_of_rates(rows[::-1], happened[::-1])]))
+            for happened in labels
+        ]
 
     def drift(self, train: "CategoryCounts") -> float:
         """Returns the divergence from the training split, see `divergence`."""
@@ -203,20 +222,36 @@ class CategoryCounts:
         return self.unseen / max(self.present, 1)
 
 
+def _auc_of_rates(rows: np.ndarray, happened: np.ndarray) -> float:
+    """Returns the AUC of a label on the second half of rows by the rates of the first one: int64 [halves, slots] each."""
+    (known, scored), (positives, told) = rows, happened
+    if min(told.sum(), (scored - told).sum()) < FEWEST:
+        return float("nan")
+    order = np.argsort((positives + positives.sum() / max(known.sum(), 1)) / (known + 1), kind="stable")
+    return auc((scored - told)[order], told[order])
+
+
 class RowSample:
     """Rows by their fingerprints: all, or when there are many those below a bound, so that all copies of a row are in."""
 
     def __init__(self) -> None:
         self._bound = 2**64
         self._rows, self._counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        self._new: list[np.ndarray] = []  # sorted in together, as sorting is what takes time
 
     def update(self, rows: np.ndarray) -> None:
         """Adds rows by their fingerprints, uint64 [rows]."""
-        joined = np.concatenate([self._rows, rows])
-        weights = np.concatenate([self._counts, np.ones(len(rows), np.int64)])
+        self._new.append(rows[rows <= np.uint64(self._bound - 1)])
+        if sum(map(len, self._new)) > _ROWS_KEPT:
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        joined = np.concatenate([self._rows, *self._new])
+        weights = np.ones(len(joined), np.int64)
+        weights[: len(self._rows)] = self._counts
+        self._new.clear()
         self._rows, places = np.unique(joined, return_inverse=True)
         self._counts = np.bincount(places, weights, len(self._rows)).astype(np.int64)
-        self._keep_below(self._bound)
         while len(self._rows) > _ROWS_KEPT:
             self._keep_below(self._bound // 2)
 
@@ -228,10 +263,13 @@ class RowSample:
     @property
     def repeated_share(self) -> float:
         """Share of the rows that are copies of a row before."""
+        self._sort_in()
         return float(1 - len(self._rows) / max(self._counts.sum(), 1))
 
     def share_in(self, other: "RowSample") -> float:
         """Returns the share of the rows that another sample has too."""
+        self._sort_in()
+        other._sort_in()
         below = self._rows <= np.uint64(min(self._bound, other._bound) - 1)
         both = below & np.isin(self._rows, other._rows)
         return float(self._counts[both].sum() / max(self._counts[below].sum(), 1))
@@ -252,10 +290,11 @@ class DayCounts:
                 self.days[day] = self.days.get(day, 0) + counts
 
 
-def row_fingerprints(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns a hash of each row over all columns [rows] or [rows, n], uint64 [rows]; it depends on the columns' order."""
-    rows = np.zeros(len(next(iter(columns.values()))), np.uint64)
-    for values in columns.values():
-        for element in fingerprints(values.reshape(len(values), -1)).T:
-            rows = mix(rows + element)
-    return rows
+def row_fingerprints(hashes: Iterable[np.ndarray]) -> np.ndarray:
+    """Returns a hash of each row by the fingerprints of its columns [rows] or [rows, n]: uint64 [rows].
+
+    It depends on the columns' order: each element of each has an odd factor of its own.
+    """
+    elements = [element for column in hashes for element in column.reshape(len(column), -1).T]
+    factors = mix(np.arange(1, 1 + len(elements), dtype=np.uint64)) | np.uint64(1)
+    return mix(sum((element * factor for element, factor in zip(elements[1:], factors[1:])), elements[0] * factors[0]))

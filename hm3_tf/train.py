@@ -98,7 +98,7 @@ class Trainer(keras.callbacks.Callback):
         self._days = [*parts]
         self._readers = [training_reader(run, part) for part in parts.values()]
         of_servers = isinstance(strategy, tf.distribute.ParameterServerStrategy)
-        if chief and not of_servers:  # beside servers the look was seen to hang
+        if chief:
             _tell_findings(data, dataclasses.replace(self._readers[0], index=index))
         self._workers = input_context(strategy).num_input_pipelines
         with strategy.scope():

@@ -1,6 +1,7 @@
 """From the raw files of KuaiRand-Pure to a SavedModel in a process without hm3-tf."""
 
 import collections
+import csv
 import json
 import pathlib
 import pickle
@@ -15,6 +16,7 @@ import pytest
 from data_pipeline.folder import DataFolder
 from data_pipeline.read import Reader
 from data_pipeline.records import arrow_type, encode_rows
+from data_pipeline.validate import validate
 from hm3_tf.cli import _status
 from hm3_tf.workdir import open_workdir
 
@@ -75,6 +77,30 @@ def test_the_split_is_that_of_the_dates(run):
         "test": 36_543,
     }
     assert sum(sum(split["violations"].values()) for split in statistics.values()) > 0
+
+
+def test_validation_warns_of_likes_without_a_click_and_of_copies_only(run):
+    with open(next(SAMPLE.glob("*/data/log_standard*.csv"))) as file:
+        days = {"train": [], "validation": [], "test": []}
+        for row in csv.DictReader(file):
+            split = "train" if row["date"] < "20220502" else "validation" if row["date"] == "20220502" else "test"
+            days[split].append(row)
+    validation = validate(DataFolder.open(run.data_dir))
+    severe = {f"{f.check} of {f.where}: {f.what}" for f in validation.findings if f.severity != "info"}
+    expected = set()
+    for split, rows in days.items():
+        liked = [row for row in rows if int(row["is_like"])]
+        unclicked = sum(not int(row["is_click"]) for row in liked)
+        share = unclicked / len(liked)
+        expected.add(
+            f"hierarchy of {split}: {unclicked:,} rows with purchase without click, {share:.2%} of these labels"
+        )
+        kept = {tuple(value for name, value in row.items() if name != "play_time_ms") for row in rows}
+        copies = 1 - len(kept) / len(rows)
+        expected.add(
+            f"duplicates of {split}: {copies:.2%} of its rows are copies, equal in all columns to a row before"
+        )
+    assert severe == expected
 
 
 def test_a_short_run_learns_and_is_calibrated(run):

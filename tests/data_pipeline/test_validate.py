@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from data_pipeline import schema as schemas
+from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.schema import Column, Hashing, Level, Schema
+from data_pipeline.simulate import SimulatedLog
+from data_pipeline.sources.simulated import SimulatedSource, day_split
 from data_pipeline.validate import validate, validate_sample
+from data_pipeline.validate_profile import profile
 from hm3_tf.errors import DataError, UsageError
 from tests.data_pipeline.conftest import convert_rows, flip_byte, to_batch, write_index
 
@@ -69,12 +73,6 @@ def severe(validation):
     return {(f.check, f.severity, f.where) for f in validation.findings if f.severity != "info"}
 
 
-def with_column(column, values):
-    """Returns (schema, rows) with a column more."""
-    schema = dataclasses.replace(CLEAN, columns=(*CLEAN.columns, column))
-    return schema, {**clean_rows(), column.name: values}
-
-
 def replaced(column):
     """Returns the schema with another declaration of a column."""
     columns = tuple(column if c.name == column.name else c for c in CLEAN.columns)
@@ -97,44 +95,29 @@ def test_a_simulated_log_finds_nothing(data):
     assert list(validation.days["test"]) == ["day 6"]
 
 
+def test_validation_counts_what_the_conversion_counted(data):
+    counted, stored = profile(data.split("train"), data.schema).statistics(), data.stored_statistics()["train"]
+    assert counted.label_patterns == stored.label_patterns
+    assert counted.columns.keys() == stored.columns.keys()
+    for name, figures in counted.columns.items():
+        exact = {key: figures[key] for key in ("count", "cardinality") if key in figures}
+        assert exact.items() <= stored.columns[name].items()
+
+
 @pytest.mark.parametrize(
-    ("column", "values"),
+    ("world", "rates", "seed", "found"),
     [
-        (Column("outcome", "int64", hashing=IDS), lambda rows: rows["click"]),
-        (Column("dwell", "float"), lambda rows: rows["click"] * (1 + rows["price"])),
-        (Column("dwell", "float"), lambda rows: np.where(rows["pay"], -1.0, rows["price"])),
-        (Column("wished", "string", hashing=IDS), lambda rows: [b"yes" if wish else b"no" for wish in rows["wish"]]),
-        (Column("order", "int64", hashing=IDS), lambda rows: [i if pay else None for i, pay in enumerate(rows["pay"])]),
-    ],
-    ids=[
-        "a copy of a label",
-        "a duration",
-        "a duration that falls",
-        "a behavior of a level",
-        "ids that only buyers have",
+        ("latent_intent", "paper", 2, set()),
+        ("non_nested", "dense", 3, {"hierarchy"}),  # one purchase in eight is without a click
     ],
 )
-def test_a_feature_that_tells_a_label_is_found(tmp_path, column, values):
-    schema, rows = with_column(column, values(clean_rows()))
-    data = log_of(tmp_path / "data", rows, schema)
-    where = f"train, column {column.name!r}"
-    validation = validate(data)
-    assert ("label_leak", "error", where) in severe(validation)
-    assert max(validation.columns[column.name]["auc"].values()) > 0.98
-    for inputs, told in (([column.name], [where]), (["price"], [])):
-        assert [f.where for f in validate_sample(data, data.split("train"), inputs) if f.check == "label_leak"] == told
-    with pytest.raises(
-        DataError, match="expected a log without errors, found 1; the first, label_leak of train, column"
-    ):
-        validation.refuse_errors()
-
-
-def test_ids_that_do_not_come_again_are_no_leak_but_no_feature_either(tmp_path):
-    schema, rows = with_column(Column("session", "int64", hashing=IDS), np.arange(ROWS))
-    found = severe(validate(log_of(tmp_path / "data", rows, schema)))
-    assert ("identifier", "warning", "train, column 'session'") in found
-    assert ("unseen", "warning", "test, column 'session'") in found
-    assert "label_leak" not in {check for check, *_ in found}
+def test_a_simulated_world_finds_nothing_but_what_it_is_made_for(tmp_path, world, rates, seed, found):
+    log = SimulatedLog(world, rates, 20_000, seed)
+    convert(SimulatedSource(log), str(tmp_path / "data"), day_split(), total_rows=log.rows)
+    data = DataFolder.open(str(tmp_path / "data"))
+    sample = validate_sample(data, data.split("train"), [column.name for column in data.schema.inputs])
+    assert {check for check, *_ in severe(validate(data))} == found
+    assert {finding.check for finding in sample if finding.severity != "info"} == found
 
 
 def purchases_without_click(rows):
@@ -191,43 +174,181 @@ def a_day_lost(rows):
     rows["date"][500:1_000] = 20220501
 
 
-@pytest.mark.parametrize(
-    ("fault", "check", "severity", "where"),
-    [
-        (purchases_without_click, "hierarchy", "warning", "train"),
-        (clicks_lost_where_bought, "hierarchy", "error", "test"),
-        (no_purchases, "level", "error", "train, level 'purchase'"),
-        (no_purchases_in_test, "level", "warning", "test, level 'purchase'"),
-        (missing_labels, "missing_label", "warning", "validation, column 'cart'"),
-        (no_brands, "missing", "warning", "train, column 'brand'"),
-        (one_price, "constant", "warning", "train, column 'price'"),
-        (other_currency, "drift", "warning", "test, column 'price'"),
-        (recoded_brands, "drift", "warning", "test, column 'brand'"),
-        (recoded_brands, "unseen", "warning", "test, column 'brand'"),
-        (ids_through_a_float, "unseen", "warning", "test, column 'item'"),
-        (clicks_not_logged_in_test, "rates", "warning", "test, level 'click'"),
-        (clicks_not_logged_one_day, "days", "warning", "train, 2022-05-03, level 'click'"),
-        (a_day_lost, "days", "warning", "train"),
-    ],
+def added(rows):
+    """Returns {column: its values} of inputs that a log should not have, or not so."""
+    hours = 1_651_366_800 + 86_400 * (np.arange(ROWS) * DAYS // ROWS)  # 2022-05-01 01:00 and so on
+    return {
+        Column("copy_of_click", "int64", hashing=IDS): rows["click"],
+        Column("dwell", "float"): rows["click"] * (1 + rows["price"]),
+        Column("falls", "float"): np.where(rows["pay"], -1.0, rows["price"]),
+        Column("wished", "string", hashing=IDS): [b"yes" if wish else b"no" for wish in rows["wish"]],
+        Column("order", "int64", hashing=IDS): [i if pay else None for i, pay in enumerate(rows["pay"])],
+        Column("session", "int64", hashing=IDS): np.arange(ROWS),
+        Column("few_buckets", "int64", hashing=Hashing(101)): rows["item"],
+        Column("fewer_buckets", "int64", hashing=Hashing(501)): rows["item"],
+        Column("as_number", "float"): rows["item"].astype(np.float32),
+        Column("next_day_ts", "int64", hashing=IDS): hours + 86_400,
+        Column("seldom_ts", "int64", hashing=IDS): hours + 86_400 * (np.arange(ROWS) == 999),
+        Column("same_day_ts", "int64", hashing=IDS): hours,
+        Column("days_before_ts", "int64", hashing=IDS): hours - 3 * 86_400,
+        Column("sparse", "string", hashing=IDS): [b"a" if i % 3 == 0 else None for i in range(ROWS)],
+    }
+
+
+LOGS = {
+    "labels": (purchases_without_click, clicks_not_logged_one_day, clicks_not_logged_in_test),
+    "values": (missing_labels, other_currency, recoded_brands, ids_through_a_float, a_day_lost, no_purchases_in_test),
+    "more": (clicks_lost_where_bought, no_brands, one_price),
+    "none": (no_purchases,),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """{name: (log, its validation)} of logs with faults planted into them."""
+    logs = {}
+    for name, faults in LOGS.items():
+        rows = clean_rows()
+        for fault in faults:
+            fault(rows)
+        logs[name] = log_of(tmp_path_factory.mktemp(name) / "data", rows)
+    rows = clean_rows()
+    columns = added(rows)
+    rows |= {column.name: values for column, values in columns.items()}
+    schema = dataclasses.replace(CLEAN, columns=(*CLEAN.columns, *columns))
+    logs["columns"] = log_of(tmp_path_factory.mktemp("columns") / "data", rows, schema)
+    return {name: (log, validate(log)) for name, log in logs.items()}
+
+
+FAULTS = (  # log, check, severity, where, what, remedy
+    ("labels", "hierarchy", "warning", "train", "77 rows with purchase without click", "data.nesting"),
+    ("labels", "rates", "warning", "test, level 'click'", "5.2000%, in train 36.6000%", "logged in the same way"),
+    (
+        "labels",
+        "days",
+        "warning",
+        "train, 2022-05-03, level 'click'",
+        "0.0000%, over all days 36.6000%",
+        "leave the day out",
+    ),
+    ("values", "missing_label", "warning", "validation, column 'cart'", "10 of 500 labels", "fill them in"),
+    ("values", "drift", "warning", "test, column 'price'", "0.807 bits", "unit, coding or source"),
+    ("values", "drift", "warning", "test, column 'brand'", "0.824 bits", "unit, coding or source"),
+    ("values", "unseen", "warning", "test, column 'brand'", "100.0% of its values", "coded or cast"),
+    ("values", "unseen", "warning", "test, column 'item'", "100.0% of its values", "an id through a float"),
+    (
+        "values",
+        "days",
+        "warning",
+        "train",
+        "1 days between its first and last have no row, the first is 2022-05-02",
+        "lost",
+    ),
+    (
+        "values",
+        "level",
+        "warning",
+        "test, level 'purchase'",
+        "never happened in 500 rows",
+        "labels of these days had come",
+    ),
+    ("more", "hierarchy", "error", "test", "43 rows with purchase without click, 100.00%", "data.nesting"),
+    ("more", "level", "error", "train, level 'purchase'", "never happened in 2,000 rows", "schema.json"),
+    ("more", "missing", "warning", "train, column 'brand'", "no value in any row", "mend the join"),
+    ("more", "constant", "warning", "train, column 'price'", "the same value in every row", "role 'ignored'"),
+    ("none", "level", "error", "train, level 'purchase'", "never happened in 2,000 rows", "schema.json"),
+    *(
+        (
+            "columns",
+            "label_leak",
+            "error",
+            f"train, column {column!r}",
+            f"tells {label!r} with an AUC of 1.0000",
+            "role 'ignored'",
+        )
+        for column, label in (
+            ("copy_of_click", "click"),
+            ("dwell", "click"),
+            ("falls", "purchase"),
+            ("wished", "d_ma.wish"),
+            ("order", "purchase"),
+        )
+    ),
+    (
+        "columns",
+        "late_feature",
+        "error",
+        "train, column 'next_day_ts'",
+        "2,000 of its times (100.00%)",
+        "as of the impression",
+    ),
+    (
+        "columns",
+        "late_feature",
+        "warning",
+        "train, column 'seldom_ts'",
+        "1 of its times (0.05%)",
+        "as of the impression",
+    ),
+    ("columns", "missing", "info", "train, column 'sparse'", "66.6% of its values are missing", "will be predicted"),
+    (
+        "columns",
+        "identifier",
+        "warning",
+        "train, column 'session'",
+        "about 2,000 values in 2,000 rows",
+        "a coarser value",
+    ),
+    ("columns", "unseen", "warning", "test, column 'session'", "99.8% of its values", "no feature"),
+    (
+        "columns",
+        "collisions",
+        "warning",
+        "train, column 'few_buckets'",
+        "200 values in 101 buckets 86%",
+        "to 1,000",
+    ),  # 1 - (1 - 1/100) ** 199
+    ("columns", "collisions", "info", "train, column 'fewer_buckets'", "200 values in 501 buckets 33%", "to 1,000"),
+    ("columns", "float_ids", "warning", "train, column 'as_number'", "100% of its numbers", "int64 or string"),
+    ("columns", "constant", "warning", "train, column 'as_number'", "the same value in every row", "role 'ignored'"),
+    ("columns", "drift", "warning", "test, column 'next_day_ts'", "bits beyond chance", "train on later days"),
 )
-def test_a_fault_of_the_values_is_found(tmp_path, fault, check, severity, where):
-    rows = clean_rows()
-    fault(rows)
-    assert (check, severity, where) in severe(validate(log_of(tmp_path / "data", rows)))
 
 
-def test_few_buckets_are_found_with_the_share_of_values_that_share_theirs(tmp_path):
-    data = log_of(tmp_path / "data", clean_rows(), replaced(Column("item", "int64", hashing=Hashing(101))))
-    (finding,) = [f for f in validate(data).findings if f.check == "collisions"]
-    assert (finding.severity, finding.where) == ("warning", "train, column 'item'")
-    assert "200 values in 101 buckets 86%" in finding.what  # 1 - (1 - 1/100) ** 199
+@pytest.mark.parametrize(
+    ("log", "check", "severity", "where", "what", "remedy"),
+    FAULTS,
+    ids=[f"{check} of {log}: {where}" for log, check, _, where, *_ in FAULTS],
+)
+def test_a_planted_fault_is_found_and_named_with_its_remedy(faulty, log, check, severity, where, what, remedy):
+    _, validation = faulty[log]
+    found = [f for f in validation.findings if (f.check, f.where) == (check, where) and what in f.what]
+    assert [f.severity for f in found] == [severity]
+    assert remedy in found[0].remedy
 
 
-def test_ids_that_were_declared_as_numbers_are_found(tmp_path):
-    rows = clean_rows()
-    rows["item"] = rows["item"].astype(np.float32)
-    data = log_of(tmp_path / "data", rows, replaced(Column("item", "float")))
-    assert ("float_ids", "warning", "train, column 'item'") in severe(validate(data))
+@pytest.mark.parametrize("log", [*LOGS, "columns"])
+def test_no_check_finds_what_was_not_planted(faulty, log):
+    _, validation = faulty[log]
+    planted = {check for name, check, severity, *_ in FAULTS if name == log and severity != "info"}
+    assert {check for check, *_ in severe(validation)} == planted
+
+
+def test_a_feature_that_tells_a_label_is_found_before_a_training_too_if_it_is_read(faulty):
+    data, validation = faulty["columns"]
+    assert min(max(validation.columns[name]["auc"].values()) for name in ("dwell", "falls", "wished", "order")) > 0.98
+    for inputs, told in ((["dwell"], ["train, column 'dwell'"]), (["price"], [])):
+        assert [f.where for f in validate_sample(data, data.split("train"), inputs) if f.check == "label_leak"] == told
+    with pytest.raises(
+        DataError, match="expected a log without errors, found 8; the first, label_leak of train, column"
+    ):
+        validation.refuse_errors()
+
+
+@pytest.mark.parametrize("column", ["same_day_ts", "days_before_ts"])
+def test_features_stamped_before_the_impression_are_not_late(faulty, column):
+    _, validation = faulty["columns"]
+    assert not [f for f in validation.findings if f.check == "late_feature" and column in f.where]
 
 
 def test_a_split_at_random_is_found_by_the_column_of_dates(tmp_path):
@@ -243,15 +364,6 @@ def test_rows_that_are_there_twice_are_found_in_a_split_and_in_two(tmp_path):
     assert found == {("duplicates", "warning", "train")}
     found = severe(validate(log_of(tmp_path / "twice", rows, split="fraction:0.5,0,0.5")))
     assert ("shared_rows", "warning", "test") in found
-
-
-@pytest.mark.parametrize(("days", "severity"), [(1, "error"), (0, None), (-3, None)])
-def test_features_stamped_later_than_the_impression_are_found(tmp_path, days, severity):
-    seconds = 1_651_363_200 + 86_400 * (np.arange(ROWS) * DAYS // ROWS + days) + 3_600  # 2022-05-01 01:00 and so on
-    schema, rows = with_column(Column("profile_ts", "int64", hashing=IDS), seconds)
-    findings = validate(log_of(tmp_path / "data", rows, schema)).findings
-    found = {f.where: f.severity for f in findings if f.check == "late_feature"}
-    assert found.get("train, column 'profile_ts'") == severity
 
 
 def test_shards_and_statistics_that_are_not_as_they_were_written_are_found(tmp_path):

@@ -7,9 +7,14 @@ from sklearn.metrics import roc_auc_score
 
 from data_pipeline.hashing import MISSING_INT64
 from data_pipeline.validate_clock import Times
-from data_pipeline.validate_sketches import CategoryCounts, OrderCounts, RowSample, divergence
+from data_pipeline.validate_sketches import CategoryCounts, OrderCounts, Rows, RowSample, divergence, fingerprints
 
 NUMBERS = np.arange(2_000)
+
+
+def add(counts, values, labels, first=0):
+    """Adds rows from number `first` on to the counts of a column; labels are bool [labels, rows]."""
+    counts.update(values, fingerprints(values), Rows.of(labels, first))
 
 
 def test_the_auc_of_numbers_is_that_of_their_order_with_missing_ones_lowest():
@@ -19,7 +24,7 @@ def test_the_auc_of_numbers_is_that_of_their_order_with_missing_ones_lowest():
     values[::7] = np.nan
     counts = OrderCounts(2)
     for part in np.split(NUMBERS, 4):
-        counts.update(values[part], np.stack([labels, ~labels])[:, part], part)
+        add(counts, values[part], np.stack([labels, ~labels])[:, part], part[0])
     expected = roc_auc_score(labels, np.nan_to_num(values, nan=0))
     np.testing.assert_allclose(counts.aucs(), [expected, expected], atol=5e-3)
 
@@ -28,14 +33,14 @@ def test_the_auc_of_values_is_one_where_they_tell_the_label_and_a_half_where_the
     labels = NUMBERS // 3 % 2 == 0
     for values, low, high in ((labels + 40, 1, 1), (NUMBERS, 0.45, 0.55)):
         counts = CategoryCounts(1)
-        counts.update(values.astype(np.int64), labels[np.newaxis], NUMBERS)
+        add(counts, values.astype(np.int64), labels[np.newaxis])
         assert low <= counts.aucs()[0] <= high
 
 
 def test_lists_count_each_value_and_empty_ones_once():
     values = np.array([[5, 6], [5, MISSING_INT64], [MISSING_INT64] * 2])
     counts = CategoryCounts(1)
-    counts.update(values, np.array([[True, False, False]]), np.arange(3))
+    add(counts, values, np.array([[True, False, False]]))
     assert counts.counts[0].sum() == 4 and counts.counts[1].sum() == 2
     assert counts.counts[0, :, 0].sum() == 1
     assert counts.present == 3

@@ -39,9 +39,9 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    """A log as a data folder: 14,286 rows of train, 2,857 each of validation and test."""
+    """A log as a data folder: 14,286 rows of train, 2,857 each of validation and test; not all purchases were clicked."""
     path = str(tmp_path_factory.mktemp("log") / "data")
-    source = SimulatedLog(rows=20_000, users=300, items=300)
+    source = SimulatedLog("non_nested", rows=20_000, users=300, items=300)
     convert(SimulatedSource(source), path, day_split())
     return DataFolder.open(path)
 
@@ -99,6 +99,11 @@ def test_a_killed_worker_is_started_again_alone_and_the_run_goes_on(cluster):
     assert "lost worker 0, ended with SIGKILL (restart 1 of 1)" in printed
     assert "resuming" not in printed
     assert [line["step"] for line in epoch_ends(workdir)] == [EPOCH_STEPS * (epoch + 1) for epoch in range(EPOCHS)]
+
+
+def test_the_chief_tells_what_is_wrong_with_the_log(cluster):
+    _, printed = cluster
+    assert "[chief] the log: warning: hierarchy: train: 14 rows with purchase without click" in printed
 
 
 def test_no_step_is_lost_and_only_those_of_the_killed_worker_are_taken_again(cluster):
