@@ -24,9 +24,29 @@ Maker = Callable[[SourceBatch], Mapping[str, Any]]
 _NOT_SIZED = 2
 
 
+def make_rows(name: str, make: Maker, batch: SourceBatch, columns: Iterable[str]) -> pa.RecordBatch:
+    """Returns `columns` of those that are made from a raw batch of the log `name`.
+
+    Raises:
+      DataError: The batch is not as the layout says.
+    """
+    try:
+        made = make(batch)
+        return pa.RecordBatch.from_pydict({column: _one_chunk(made[column]) for column in columns})
+    except (KeyError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{batch.file}: rows after {batch.first_row}: expected the {name} layout, got: {error}"
+        ) from error
+
+
 def from_data(table: str = "") -> Hashing:
     """Returns the hashing of a column whose number of buckets is set from the data; `table` as in `Hashing`."""
     return Hashing(buckets=_NOT_SIZED, table=table)
+
+
+def sized_from_data(schema: Schema) -> frozenset[str]:
+    """Returns the names of the columns that are hashed by `from_data`."""
+    return frozenset(c.name for c in schema.inputs if c.hashing and c.hashing.buckets == _NOT_SIZED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +72,7 @@ class PublicLog:
     @property
     def inferred(self) -> frozenset[str]:
         """Names of the columns whose number of hash buckets is to be set from the data."""
-        return frozenset(c.name for c in self.schema.inputs if c.hashing and c.hashing.buckets == _NOT_SIZED)
+        return sized_from_data(self.schema)
 
     def batches(self) -> Iterator[SourceBatch]:
         """Yields the impressions in the order of the files, numbered in each.
@@ -61,14 +81,9 @@ class PublicLog:
           DataError: A file of the layout is missing or cannot be read.
         """
         make, done = self.open_maker(), collections.Counter[str]()
+        names = [column.name for column in self.schema.columns]
         for batch in self.files.batches(list(self.columns)):
-            try:
-                columns = make(batch)
-                rows = pa.RecordBatch.from_pydict({c.name: _one_chunk(columns[c.name]) for c in self.schema.columns})
-            except (KeyError, pa.ArrowInvalid) as error:
-                raise DataError(
-                    f"{batch.file}: rows after {batch.first_row}: expected the {self.name} layout, got: {error}"
-                ) from error
+            rows = make_rows(self.name, make, batch, names)
             yield SourceBatch(batch.file, done[batch.file], rows)
             done[batch.file] += rows.num_rows
 
