@@ -9,7 +9,6 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset as pads
-import pyarrow.json
 
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from hm3_tf.errors import DataError, UsageError, did_you_mean
@@ -58,7 +57,7 @@ class TableFiles:
     Attributes:
       path: A file, a folder of them, or a glob pattern.
       file_format: `parquet`, `csv` or `json`, an object a line.
-      column_types: Types of columns that must not be inferred.
+      column_types: Types of columns that must not be inferred; of JSON files those of all.
       column_names: Names of the columns of CSV files that have no header.
       delimiter: What stands between the columns of CSV files; but for a comma, quotes are text.
       nulls: What stands for a missing value in CSV files.
@@ -84,15 +83,11 @@ class TableFiles:
         if not files:
             raise DataError(f"{self.path}: expected {self.file_format} files, found none; check the path")
         try:
-            return pads.dataset(files, format=self._format())
+            if self.file_format == "json":
+                return pads.dataset(files, schema=pa.schema(self.column_types), format="json")
+            return pads.dataset(files, format=self._csv_format() if self.file_format == "csv" else self.file_format)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
-
-    def _format(self) -> pads.FileFormat:
-        if self.file_format == "json":
-            types = pa.schema(self.column_types)
-            return pads.JsonFileFormat(parse_options=pa.json.ParseOptions(explicit_schema=types))
-        return self._csv_format() if self.file_format == "csv" else pads.ParquetFileFormat()
 
     def _csv_format(self) -> pads.CsvFileFormat:
         return pads.CsvFileFormat(

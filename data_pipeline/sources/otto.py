@@ -21,7 +21,7 @@ _BEHAVIORS = {"clicks": "view", "carts": "cart", "orders": "purchase"}
 
 def _make(batch: SourceBatch) -> Mapping[str, Any]:
     sessions, lists = (batch.rows.column(name) for name in _TYPES)
-    item, time, behavior = lists.flatten().flatten()
+    item, time, behavior = (pc.struct_field(lists.flatten(), name) for name in ("aid", "ts", "type"))
     return {
         "user_id": sessions.take(pc.list_parent_indices(lists)),
         "item_id": item,

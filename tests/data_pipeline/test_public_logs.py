@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from data_pipeline.sources.public import SideTable, last_values, split_numbers, 
 from hm3_tf import build_model, train
 from hm3_tf.cli import _status
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
-from hm3_tf.errors import ConfigError, DataError, UsageError
+from hm3_tf.errors import ConfigError, DataError, Hm3Error, UsageError
 from hm3_tf.methods import METHODS, fitting_methods
 from tests.data_pipeline.conftest import read_stored
 from tests.data_pipeline.event_logs import otto, rees46, retailrocket, taobao
@@ -408,6 +409,14 @@ def test_a_folder_without_the_log_is_refused(tmp_path, name):
         ("jdsearch", {"product_meta_data": ("shop_id", "shop")}, r"product_meta_data\.txt: expected the column 'shop"),
         ("jd_hup", {"Computers/JD_Computers": ("+3+4", "")}, r"JD_Computers: rows.*a token '\d+\+\d+\+\d', not"),
         ("tenrec", {"ctr_data_1M": ("share", "shared")}, r"1M\.csv: expected the column 'share'.*'shared'"),
+        ("taobao", {"UserBehavior": (",fav,", ",like,")}, r"UserBehavior\.csv: rows after 0: .*'like', not one of pv, "),
+        ("taobao", {"UserBehavior": (f"{BIG},", ",")}, r"UserBehavior\.csv: rows after 0: .*events without user_id"),
+        ("rees46", {"2019-Dec": (" UTC", "")}, r"2019-Dec\.csv: rows after 0: expected the REES46 layout"),
+        ("rees46", {"2019-Nov": ("brand", "maker")}, r"2019-Nov\.csv: expected the column 'brand'"),
+        ("retailrocket", {"item_properties_part1": (",value", ",values")}, r"part1\.csv: expected the column 'value'"),
+        ("retailrocket", {"item_properties_part2": ("categoryid,", "categoryid,n")}, r"expected whole numbers as values"),
+        ("otto", {"train": ('"aid"', '"item"')}, r"train\.jsonl: rows after 0: .*events without item_id"),
+        ("otto", {"train": ("}]}", "}]")}, r"train\.jsonl: expected json rows after row 0"),
     ],
 )
 def test_a_log_that_is_not_in_its_layout_is_named_by_its_file(tmp_path, name, changes, message):
@@ -435,6 +444,38 @@ def test_a_compressed_file_of_sessions_is_read_as_it_is(tmp_path):
     (batch,) = open_source("jd_hup", str(path)).batches()
     (row,) = batch.rows.to_pylist()
     assert (row["sku"], row["entry"], row["history"], row["cart"], row["order"]) == (7, 5, [], 0, 1)
+
+
+@pytest.mark.parametrize("lines", [[], ["1,2,3,cart,1511600000"]])
+def test_an_event_log_without_a_view_is_refused(tmp_path, lines):
+    (tmp_path / "UserBehavior.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"UserBehavior\.csv: expected (csv files|views of items), "):
+        list(open_source("taobao", str(tmp_path)).batches())
+
+
+def test_events_that_belong_to_no_visit_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "data_pipeline")
+    list(open_source("rees46", write_log("rees46", tmp_path)).batches())
+    found = dict(re.findall(r"^(\w+) +(?:[\d,]+ +){3}([\d,]+) ", caplog.text, re.MULTILINE))
+    views = {}
+    rows = [line.split(",") for file in WRITERS["rees46"]().files.values() for line in file.splitlines()[1:]]
+    for time, kind, item, *_, user, _ in rows:
+        if kind == "view":
+            views[user, item] = min(time, views.get((user, item), time))
+    lone = {(kind, user, item, time) for time, kind, item, *_, user, _ in rows if time < views.get((user, item), "9")}
+    assert {name: int(found[name]) for name in ("cart", "purchase")} == {
+        name: sum(event[0] == name for event in lone) for name in ("cart", "purchase")
+    }
+    assert "events of 'remove_from_cart', which has no window" in caplog.text
+
+
+def test_an_event_log_without_duckdb_says_what_to_install(tmp_path, monkeypatch):
+    for module in [*sys.modules]:
+        if module.startswith(("data_pipeline.event_", "data_pipeline.sources.")) or module.split(".")[0] == "duckdb":
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(Hm3Error, match="--source=otto: expected the packages of the extra 'join', but duckdb is not"):
+        open_source("otto", str(tmp_path))
 
 
 # What the sources share
