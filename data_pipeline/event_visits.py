@@ -39,9 +39,11 @@ def write_visits(events: str, visits: str, memory_limit: str, spill: str) -> int
             )
         )
         WHERE before IS NULL OR time - before > {_GAP} ORDER BY number"""
-    config = {"memory_limit": memory_limit, "temp_directory": spill, "preserve_insertion_order": False}
     rows = 0
-    with explained(), duckdb.connect(":memory:", config=config) as database:
+    with (
+        explained(),
+        duckdb.connect(":memory:", config={"memory_limit": memory_limit, "temp_directory": spill}) as database,
+    ):
         found = database.execute(query, [events]).to_arrow_reader(BATCH_ROWS)
         with pq.ParquetWriter(visits, found.schema, compression="zstd") as file:
             for batch in found:

@@ -240,8 +240,9 @@ def _check_levels(method: Method, schema: Schema) -> None:
     for name in method.log_levels:
         if name not in levels:
             raise ConfigError(
-                f"method {method.name!r}: expected levels of the log, got {name!r}; {did_you_mean(name, levels)}; name the levels "
-                f"so in the schema, or use a method whose levels the log has: {', '.join(fitting_methods(levels)) or 'none'}"
+                f"method {method.name!r}: expected levels of the log, got {name!r}; {did_you_mean(name, levels)}; name the "
+                "levels so in the schema, or use a method whose levels the log has: "
+                f"{', '.join(fitting_methods(levels)) or 'none'}"
             )
 
 

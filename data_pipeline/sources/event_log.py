@@ -44,7 +44,8 @@ class EventLog:
     Attributes:
       name: What errors call it.
       files: Those of its raw rows.
-      behaviors: {its name of a behavior: ours}: `view`, the labels `cart`, `favorite` and `purchase`, or one that is counted only.
+      behaviors: {its name of a behavior: ours}: `view`, the labels `cart`, `favorite` and `purchase`, or one that is only
+        counted.
       open_maker: Reads the tables that are joined to the events and returns what makes `user_id`, `item_id`, `time` (int64
         nanoseconds since 1970 in UTC), `behavior` (its name) and the features of each event.
       columns: The raw columns that are read.

@@ -1,7 +1,7 @@
 """OTTO sessions (CC BY 4.0): clicks, carts and orders of anonymous visitors of a web shop, whose sessions are the users here.
 
-A JSON object a line: `{"session": 0, "events": [{"aid": 1517085, "ts": 1659304800025, "type": "clicks"}, ...]}`. Carts are macro,
-there are no micro behaviors; nothing is known of the items. Times are UTC.
+A JSON object a line: `{"session": 0, "events": [{"aid": 1517085, "ts": 1659304800025, "type": "clicks"}, ...]}`. Carts are
+macro, there are no micro behaviors; nothing is known of the items. Times are UTC.
 """
 
 import os

@@ -1,7 +1,7 @@
 """REES46 events of online shops (REES46 Marketing Platform, on Kaggle, with its name and link): views, carts, purchases.
 
-A CSV file a month, of the multi-category store or of another shop. Carts are macro, there are no micro behaviors; an item taken out
-of a cart is none of ours. Brands and codes of categories are often missing. Times are UTC.
+A CSV file a month, of the multi-category store or of another shop. Carts are macro, there are no micro behaviors; items taken
+out of a cart are counted only. Brands and codes of categories are often missing. Times are UTC.
 """
 
 from collections.abc import Mapping

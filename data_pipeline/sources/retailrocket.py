@@ -1,8 +1,8 @@
 """RetailRocket (CC BY-NC-SA 4.0): views, carts and transactions of an online shop, with properties of its items.
 
-`events.csv`, and `item_properties_part*.csv`, in which an item has a category and is available or not from a time on: a view has
-those of its time, and none before the first. Other properties are hashed texts and not read. Carts are macro, there are
-no micro behaviors. Times are taken as UTC.
+`events.csv`, and `item_properties_part*.csv`, in which an item has a category and is available or not from a time on: a view
+has those of its time, and none before the first. Other properties are hashed texts and not read. Carts are macro, there
+are no micro behaviors. Times are taken as UTC.
 """
 
 import dataclasses
@@ -77,7 +77,9 @@ def _open_maker(folder: str) -> Maker:
             for name, raw in _PROPERTIES.items()
         }
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: expected whole numbers as values of {', '.join(_PROPERTIES.values())}, got: {error}") from error
+        raise DataError(
+            f"{path}: expected whole numbers as values of {', '.join(_PROPERTIES.values())}, got: {error}; mend the file"
+        ) from error
     return functools.partial(_make, properties)
 
 

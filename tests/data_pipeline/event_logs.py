@@ -97,7 +97,7 @@ def taobao():
 def rees46():
     rng = random.Random(8)
     header = "event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session"
-    files = {name: header + "\r\n" for name in ("2019-Dec.csv", "2019-Nov.csv", "2020-Jan.csv")}
+    files = dict.fromkeys(("2019-Dec.csv", "2019-Nov.csv", "2020-Jan.csv"), header + "\r\n")
     brands = ["samsung", "", '"a, ""b"""', "märke"]
     first = datetime.datetime(2019, 11, 26)
     for user, item, time, name in random_events(rng, ["view", "cart", "remove_from_cart", "purchase"]):
@@ -108,11 +108,11 @@ def rees46():
     found = []
     for _, text in sorted(files.items()):
         for row in csv.DictReader(io.StringIO(text, newline="")):
-            time = datetime.datetime.strptime(row["event_time"], "%Y-%m-%d %H:%M:%S UTC") - datetime.datetime(1970, 1, 1)
+            time = np.datetime64(row["event_time"].removesuffix(" UTC"), "ms").astype(int)
             features = {"category_id": int(row["category_id"]), "category_code": row["category_code"].encode()}
             features |= {"brand": row["brand"].encode(), "price": np.float32(row["price"])}
             ids = int(row["user_id"]), int(row["product_id"])
-            found.append(Event(*ids, int(time.total_seconds()) * 1000, row["event_type"], features))
+            found.append(Event(*ids, int(time), row["event_type"], features))
     labels = ["cart", "purchase"]
     return written(files, visits(found, labels), labels, ["category_id", "category_code", "brand", "price"])
 
