@@ -1,5 +1,7 @@
 """Visits of users to items, found in events by DuckDB, which holds on disk what does not fit into its memory limit."""
 
+from typing import Any
+
 import duckdb
 import pyarrow.parquet as pq
 
@@ -39,11 +41,9 @@ def write_visits(events: str, visits: str, memory_limit: str, spill: str) -> int
             )
         )
         WHERE before IS NULL OR time - before > {_GAP} ORDER BY number"""
+    config: dict[str, Any] = {"memory_limit": memory_limit, "temp_directory": spill, "preserve_insertion_order": False}
     rows = 0
-    with (
-        explained(),
-        duckdb.connect(":memory:", config={"memory_limit": memory_limit, "temp_directory": spill}) as database,
-    ):
+    with explained(), duckdb.connect(":memory:", config=config) as database:
         found = database.execute(query, [events]).to_arrow_reader(BATCH_ROWS)
         with pq.ParquetWriter(visits, found.schema, compression="zstd") as file:
             for batch in found:

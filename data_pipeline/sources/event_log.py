@@ -32,7 +32,7 @@ _LOGGER = logging.getLogger(__name__)
 _DAY = 86_400 * 10**9
 _WINDOWS = {"cart": _DAY, "favorite": _DAY, "purchase": 7 * _DAY}
 _HISTORY = History(VISIT, 50)
-_MEMORY_LIMIT = "2GiB"
+_MEMORY_LIMIT = "1GiB"
 _KEYS = ("user_id", "item_id", "time", "behavior")
 _COLUMNS = EventColumns(*_KEYS, time_unit="ns")
 

@@ -328,16 +328,16 @@ def test_the_files_of_a_log_by_themselves_have_the_rows_of_all(log):
 
 @pytest.fixture
 def light_training(monkeypatch):
-    """Training that traces nothing, exports nothing on trial and makes the batches of the same columns once."""
-    make, made = Reader.training_dataset, {}
+    """Training whose model is not traced nor exported on trial, and whose datasets of the same columns are made once."""
+    make, made = Reader._dataset, {}
 
-    def training_dataset(reader, *args, **options):
-        columns = tuple(reader.features), str(reader.merged_levels), reader.split_levels
-        if columns not in made:
-            made[columns] = make(reader, *args, **options)
-        return made[columns]
+    def make_once(reader, size, seed, *args):
+        key = reader.index.files, tuple(reader.features), str(reader.merged_levels), reader.split_levels, reader.carry, seed
+        if key not in made:
+            made[key] = make(reader, size, seed, *args)
+        return made[key]
 
-    monkeypatch.setattr(Reader, "training_dataset", training_dataset)
+    monkeypatch.setattr(Reader, "_dataset", make_once)
     monkeypatch.setattr(train, "check_export", lambda run: None)
     monkeypatch.setattr(train, "validate_sample", lambda *args: [])
     tf.config.run_functions_eagerly(True)
@@ -345,16 +345,19 @@ def light_training(monkeypatch):
     tf.config.run_functions_eagerly(False)
 
 
-def config_of(method):
-    model = ModelConfig(method, tower_units=(4,), dropout=0.0, embedding_dim=2)
+def config_of(method, features=()):
+    model = ModelConfig(method, tower_units=(4,), dropout=0.0, embedding_dim=2, features=features)
     return Config(model=model, training=TrainingConfig(global_batch_size=1024, epochs=1))
 
 
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 def test_every_method_whose_levels_a_log_has_trains_an_epoch_on_it(log, tmp_path, light_training):
     *_, data, _ = log
-    for name in fitting_methods([level.name for level in data.schema.levels]):
-        train.train_and_evaluate(config_of(name), data.path, f"{tmp_path}/{name}")
+    names = fitting_methods([level.name for level in data.schema.levels])
+    some = tuple(column.name for column in data.schema.inputs[-4:])
+    for name in names:  # the last one on all inputs: what they are is nothing to the method
+        config = config_of(name, () if name == names[-1] else some)
+        train.train_and_evaluate(config, data.path, f"{tmp_path}/{name}")
         logged = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         (epoch,) = [line for line in map(json.loads, logged) if line.get("epoch_end")]
         assert epoch["step"] == 1 and 0 < epoch["loss"] < math.inf, name
