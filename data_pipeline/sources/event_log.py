@@ -4,6 +4,8 @@ A visit begins with a view that comes more than half an hour after the user's la
 row. Other events belong to the visit before them, as the event join says (docs/event_join.md).
 """
 
+import collections
+import contextlib
 import dataclasses
 import logging
 import os
@@ -16,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.event_engine import History, Window
-from data_pipeline.event_join import join_events, join_table
+from data_pipeline.event_engine import EventCounts, History, Window
+from data_pipeline.event_join import JoinReport, join_events, join_table
 from data_pipeline.event_tables import EventColumns
 from data_pipeline.event_visits import VISIT, write_visits
 from data_pipeline.records import arrow_type
@@ -33,6 +35,7 @@ _DAY = 86_400 * 10**9
 _WINDOWS = {"cart": _DAY, "favorite": _DAY, "purchase": 7 * _DAY}
 _HISTORY = History(VISIT, 50)
 _MEMORY_LIMIT = "1GiB"
+_PART_BYTES = 128 * 2**20  # of the files; some three million events
 _KEYS = ("user_id", "item_id", "time", "behavior")
 _COLUMNS = EventColumns(*_KEYS, time_unit="ns")
 
@@ -88,41 +91,54 @@ class EventLog:
         return tuple(Window(name, _WINDOWS[name]) for name in self.behaviors.values() if name in _WINDOWS)
 
     def batches(self) -> Iterator[SourceBatch]:
-        """Yields the visits in the order of their first views in the files.
+        """Yields the visits, in the order of their first views in the files.
 
-        What does not fit into memory is meanwhile in the folder for temporary files.
+        A large log is joined in parts of some of the users each, one after another, so that memory does not grow with it. What
+        does not fit into memory is meanwhile in the folder for temporary files.
 
         Raises:
           DataError: A file of the layout is missing or cannot be read, or there are no views.
           Hm3Error: Memory or disk does not suffice.
         """
+        rows = 0
+        reports: list[JoinReport] = []
         with tempfile.TemporaryDirectory(prefix="hm3-") as folder:
-            events, joined = os.path.join(folder, "events"), os.path.join(folder, "joined")
-            os.mkdir(events)
-            log, visits = os.path.join(events, "log.parquet"), os.path.join(events, "visits.parquet")
-            self._write_events(log)
-            if not write_visits(log, visits, _MEMORY_LIMIT, folder):
-                raise DataError(f"{self.files.path}: expected views of items, found none; check the files")
-            tables = TableFiles(visits, "parquet"), TableFiles(events, "parquet")
-            report = join_events(*tables, joined, _COLUMNS, self._windows(), (_HISTORY,), _MEMORY_LIMIT)
-            others = {name: count for name, count in report.other_events.items() if name != VISIT}
-            report = dataclasses.replace(report, other_events=others)
-            _LOGGER.info("%s: %s visits\n%s", self.files.path, f"{report.impressions:,}", join_table(report))
-            rows = 0
-            for batch in TableFiles(joined, "parquet").batches():
-                yield SourceBatch(self.files.path, rows, self._finish(batch.rows))
-                rows += batch.rows.num_rows
+            for log in self._write_events(folder):
+                for batch in self._join(log, reports):
+                    yield SourceBatch(self.files.path, rows, batch)
+                    rows += batch.num_rows
+        if not rows:
+            raise DataError(f"{self.files.path}: expected views of items, found none; check the files")
+        _LOGGER.info("%s: %s visits\n%s", self.files.path, f"{rows:,}", join_table(_sum(reports)))
 
-    def _write_events(self, path: str) -> None:
-        """Writes all events with the features of each as a Parquet file, in the order of the files."""
+    def _write_events(self, folder: str) -> list[str]:
+        """Writes all events with the features of each as Parquet files, each of some users, in the order of the log."""
         make = self._checked(self.open_maker())
         keys = [(name, pa.string() if name == "behavior" else pa.int64()) for name in _KEYS]
         schema = pa.schema([*keys, *((column.name, arrow_type(column)) for column in self.features)])
-        with Progress("read log", None) as progress, pq.ParquetWriter(path, schema, compression="zstd") as file:
+        count = 1 + sum(map(os.path.getsize, self.files.dataset().files)) // _PART_BYTES
+        paths = [os.path.join(folder, f"{part}.parquet") for part in range(count)]
+        with Progress("read log", None) as progress, contextlib.ExitStack() as stack:
+            parts = [stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd")) for path in paths]
             for batch in self.files.batches(list(self.columns)):
-                events = make_rows(self.name, make, batch, schema.names)
-                file.write_batch(events.cast(schema))
+                events = make_rows(self.name, make, batch, schema.names).cast(schema)
+                part = events.column("user_id").to_numpy() % count
+                for number, file in enumerate(parts):
+                    file.write_batch(events.filter(pa.array(part == number)))
                 progress.advance(events.num_rows)
+        return paths
+
+    def _join(self, log: str, reports: list[JoinReport]) -> Iterator[pa.RecordBatch]:
+        """Yields the visits of the events in a Parquet file, which is removed, and adds what the join found to `reports`."""
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(log)) as folder:
+            events, joined = os.path.join(folder, "events"), os.path.join(folder, "joined")
+            os.mkdir(events)
+            os.rename(log, os.path.join(events, "log.parquet"))
+            log, visits = os.path.join(events, "log.parquet"), os.path.join(events, "visits.parquet")
+            if write_visits(log, visits, _MEMORY_LIMIT, folder):
+                tables = TableFiles(visits, "parquet"), TableFiles(events, "parquet")
+                reports.append(join_events(*tables, joined, _COLUMNS, self._windows(), (_HISTORY,), _MEMORY_LIMIT))
+                yield from (self._finish(batch.rows) for batch in TableFiles(joined, "parquet").batches())
 
     def _checked(self, make: Maker) -> Maker:
         """Returns a maker whose events have users, items, times and our names of behaviors."""
@@ -162,3 +178,18 @@ class EventLog:
           Hm3Error: As `batches`.
         """
         return sum(batch.rows.num_rows for batch in self.batches())
+
+
+def _sum(reports: list[JoinReport]) -> JoinReport:
+    """Returns what was found in all parts of a log; visits are none of its events."""
+    labelled, others = collections.Counter[str](), collections.Counter[str]()
+    for report in reports:
+        labelled.update(report.labelled)
+        others.update(report.other_events)
+    del others[VISIT]
+    events = {
+        name: EventCounts(*map(sum, zip(*(dataclasses.astuple(report.events[name]) for report in reports))))
+        for name in reports[0].events
+    }
+    impressions, same = (sum(getattr(r, name) for r in reports) for name in ("impressions", "same_impressions"))
+    return JoinReport(impressions, same, dict(labelled), events, dict(others))

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from data_pipeline.folder import DataFolder
 from data_pipeline.read import Reader
-from data_pipeline.sources import PUBLIC_LOGS, kuairand, open_source
+from data_pipeline.sources import PUBLIC_LOGS, event_log, kuairand, open_source
 from data_pipeline.sources.public import SideTable, last_values, split_numbers, whole_numbers, windows
 from hm3_tf import build_model, train
 from hm3_tf.cli import _status
@@ -332,7 +332,14 @@ def light_training(monkeypatch):
     make, made = Reader._dataset, {}
 
     def make_once(reader, size, seed, *args):
-        key = reader.index.files, tuple(reader.features), str(reader.merged_levels), reader.split_levels, reader.carry, seed
+        key = (
+            reader.index.files,
+            tuple(reader.features),
+            str(reader.merged_levels),
+            reader.split_levels,
+            reader.carry,
+            seed,
+        )
         if key not in made:
             made[key] = make(reader, size, seed, *args)
         return made[key]
@@ -450,6 +457,18 @@ def test_a_compressed_file_of_sessions_is_read_as_it_is(tmp_path):
     (batch,) = open_source("jd_hup", str(path)).batches()
     (row,) = batch.rows.to_pylist()
     assert (row["sku"], row["entry"], row["history"], row["cart"], row["order"]) == (7, 5, [], 0, 1)
+
+
+def test_a_large_event_log_is_joined_in_parts_of_its_users(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "data_pipeline")
+    path, found = write_log("taobao", tmp_path), []
+    for size in (event_log._PART_BYTES, 5_000):
+        monkeypatch.setattr(event_log, "_PART_BYTES", size)
+        found.append([row for batch in open_source("taobao", path).batches() for row in batch.rows.to_pylist()])
+    users = [row["user_id"] for row in found[1]]
+    assert users != [row["user_id"] for row in found[0]]
+    assert sorted(map(str, found[0])) == sorted(map(str, found[1]))
+    assert caplog.messages[0] == caplog.messages[1]
 
 
 @pytest.mark.parametrize("lines", [[], ["1,2,3,cart,1511600000"]])
