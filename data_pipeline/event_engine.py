@@ -183,7 +183,7 @@ class EventEngine:
         self._run(f"CREATE TABLE found AS SELECT impressions.id, {', '.join(columns)} FROM {' '.join(tables)}")
         for (table,) in self._run("SELECT table_name FROM duckdb_tables() WHERE table_name != 'found'").fetchall():
             self._run(f"DROP TABLE {table}")
-        with _explained():
+        with explained():
             found = self._database.execute("SELECT * EXCLUDE (id) FROM found ORDER BY id")
             yield from found.to_arrow_reader(_BATCH_ROWS)
 
@@ -216,7 +216,7 @@ class EventEngine:
         self._run("DROP TABLE past")
 
     def _run(self, query: str) -> duckdb.DuckDBPyConnection:
-        with _explained():
+        with explained():
             return self._database.execute(query)
 
 
@@ -243,7 +243,7 @@ def _sql_type(key: pa.DataType) -> str:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turns a lack of memory or disk within the block into one line."""
     try:
         yield

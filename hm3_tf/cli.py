@@ -572,7 +572,8 @@ def _run(arguments: Sequence[str]) -> None:
     values = _parse(name, own)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what goes wrong comes as an exception too
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("hm3_tf").setLevel(logging.INFO)
+    for package in ("hm3_tf", "data_pipeline"):
+        logging.getLogger(package).setLevel(logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     VERBS[name].run(values, *([command] if VERBS[name].takes_command else []))
 

@@ -5,7 +5,7 @@ a `Method` with another graph; no code below this file asks for a method's name.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from hm3_tf.behavior_graph import IMPRESSION, Behavior, BehaviorGraph
@@ -78,6 +78,12 @@ class Method:
     def levels(self) -> tuple[str, ...]:
         """All levels in order; the first is the click, the last the conversion."""
         return tuple(level for graph in self.graphs for level in graph.levels)
+
+    @property
+    def log_levels(self) -> tuple[str, ...]:
+        """Levels that a log must have: those of the chains, or what they merge, and those that are split or auxiliary."""
+        modelled = [part for level in self.levels for part in self.merged_levels.get(level, (level,))]
+        return tuple(dict.fromkeys((*modelled, *self.split_levels, *self.auxiliary_levels)))
 
     @property
     def heads(self) -> tuple[BehaviorGraph, ...]:
@@ -189,6 +195,11 @@ CHAINS: Mapping[str, Method] = MappingProxyType(
 METHODS: Mapping[str, Method] = MappingProxyType(
     {**CHAINS, **{method.name: method for method in (GMCM, ESCM2_IPW, ESCM2_DR, DCMT, AITM, HM3_IPW, AUX)}}
 )
+
+
+def fitting_methods(levels: Collection[str]) -> tuple[str, ...]:
+    """Returns the names of the methods that fit a log with these levels, in the order of `METHODS`."""
+    return tuple(name for name, method in METHODS.items() if set(method.log_levels) <= set(levels))
 
 
 def get_method(name: str) -> Method:

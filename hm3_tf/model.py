@@ -13,13 +13,13 @@ from data_pipeline.statistics import SplitStatistics, no_statistics
 from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, checked
 from hm3_tf.designs import get_design
-from hm3_tf.errors import ConfigError
+from hm3_tf.errors import ConfigError, did_you_mean
 from hm3_tf.exchange import TableExchange
 from hm3_tf.features import Feature
 from hm3_tf.keras_metrics import TargetMetric
 from hm3_tf.layers import HashedEmbeddings
 from hm3_tf.losses import CompositeLoss
-from hm3_tf.methods import Method
+from hm3_tf.methods import Method, fitting_methods
 from hm3_tf.network import build_network
 from hm3_tf.optimizers import LazyAdam, make_optimizer, reset_moments
 
@@ -234,6 +234,18 @@ def model_features(config: Config, schema: Schema, train: SplitStatistics) -> tu
     )
 
 
+def _check_levels(method: Method, schema: Schema) -> None:
+    """Checks that the log has the levels of the method."""
+    levels = [level.name for level in schema.levels]
+    for name in method.log_levels:
+        if name not in levels:
+            raise ConfigError(
+                f"method {method.name!r}: expected levels of the log, got {name!r}; {did_you_mean(name, levels)}; name the "
+                "levels so in the schema, or use a method whose levels the log has: "
+                f"{', '.join(fitting_methods(levels)) or 'none'}"
+            )
+
+
 def _check_gates(method: Method, schema: Schema) -> None:
     """Checks that the labels are nested by the gates of the method: else they hold rows of probability 0."""
     gates = [level.name for level in schema.levels if level.gate]
@@ -274,6 +286,7 @@ def build_model(config: Config, schema: Schema, statistics: SplitStatistics | No
     """
     config = checked(config)
     method, training = config.method, config.training
+    _check_levels(method, schema)
     _check_gates(method, schema)
     train = statistics or no_statistics(schema)
     design = get_design(method.design)

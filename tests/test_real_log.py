@@ -103,6 +103,18 @@ def test_validation_warns_of_likes_without_a_click_and_of_copies_only(run):
     assert severe == expected
 
 
+def test_the_conversion_has_the_counts_of_the_page_of_the_log(run):
+    splits = DataFolder.open(run.data_dir).statistics().values()
+    counts = collections.Counter()
+    for split in splits:
+        for pattern, rows in split.label_patterns.items():
+            counts.update({level: rows for level, happened in zip(split.level_names, pattern) if happened == "1"})
+        # Likes and long views without a click are on the page too; by the hierarchy they are none.
+        counts.update({kind.partition(" ")[0]: rows for kind, rows in split.violations.items()})
+    assert sum(split.rows for split in splits) == 171_671
+    assert (counts["click"], counts["d_ma"], counts["purchase"]) == (76_099, 53_544, 2_996)
+
+
 def test_a_short_run_learns_and_is_calibrated(run):
     assert _status(["evaluate", f"--workdir={run.path}"]) == 0
     figures = json.loads(pathlib.Path(run.file("evaluation", "test.json")).read_text())

@@ -4,12 +4,18 @@ import importlib
 
 from data_pipeline.schema import Schema
 from data_pipeline.sources.base import Source
-from hm3_tf.errors import UsageError, did_you_mean
+from hm3_tf.errors import Hm3Error, UsageError, did_you_mean
 
 TABLES = ("parquet", "csv")
 """Layouts of tables of one's own, which need a schema or behaviors."""
 
-PUBLIC_LOGS = ("kuairand", "aliccp", "aliexpress", "wechat2021", "jdsearch", "jd_hup", "tenrec", "trendyol")
+EVENT_LOGS = ("taobao", "rees46", "retailrocket", "otto")
+"""Layouts of events without impressions, which need the extra `join`."""
+
+PUBLIC_LOGS = (
+    *("kuairand", "aliccp", "aliexpress", "wechat2021", "jdsearch", "jd_hup", "tenrec", "trendyol"),
+    *EVENT_LOGS,
+)
 """Layouts that have a schema of their own; docs/datasets.md says what is in each."""
 
 SOURCES = (*TABLES, *PUBLIC_LOGS)
@@ -35,10 +41,19 @@ def open_source(
       UsageError: There is no such source, neither schema nor behaviors are given where one is needed, or one of them is
         where the log has its own.
       DataError: There is no file of the layout.
+      Hm3Error: A package of the extra `join` is not installed.
     """
     if name not in SOURCES:
         raise UsageError(f"--source: expected one of {SOURCES}, got {name!r}; {did_you_mean(name, SOURCES)}")
-    module = importlib.import_module(f"data_pipeline.sources.{name}")
+    try:
+        module = importlib.import_module(f"data_pipeline.sources.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "duckdb":
+            raise
+        raise Hm3Error(
+            f"--source={name}: expected the packages of the extra 'join', but duckdb is not installed; pip install "
+            "'hm3-tf[join]'"
+        ) from error
     if name in PUBLIC_LOGS:
         if schema is not None or behaviors or groups or ignored:
             raise UsageError(

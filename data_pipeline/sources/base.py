@@ -85,12 +85,12 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class TableFiles:
-    """Rows of Parquet or CSV files, in the order of their names.
+    """Rows of Parquet, CSV or JSON files, in the order of their names.
 
     Attributes:
       path: A file, a folder of them, or a glob pattern.
-      file_format: `parquet` or `csv`.
-      column_types: Types of columns that must not be inferred.
+      file_format: `parquet`, `csv` or `json`, an object a line.
+      column_types: Types of columns that must not be inferred; of JSON files those of all.
       column_names: Names of the columns of CSV files that have no header.
       delimiter: What stands between the columns of CSV files; but for a comma, quotes are text.
       nulls: What stands for a missing value in CSV files.
@@ -116,6 +116,8 @@ class TableFiles:
         if not files:
             raise DataError(f"{self.path}: expected {self.file_format} files, found none; check the path")
         try:
+            if self.file_format == "json":
+                return pads.dataset(files, schema=pa.schema(self.column_types), format="json")
             return pads.dataset(files, format=self._csv_format() if self.file_format == "csv" else _PARQUET)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error

@@ -24,9 +24,36 @@ Maker = Callable[[SourceBatch], Mapping[str, Any]]
 _NOT_SIZED = 2
 
 
+def make_rows(name: str, make: Maker, batch: SourceBatch, columns: Iterable[str]) -> pa.RecordBatch:
+    """Returns `columns` of those that are made from a raw batch of the log `name`.
+
+    Raises:
+      DataError: The batch is not as the layout says.
+    """
+    try:
+        made = make(batch)
+        return pa.RecordBatch.from_pydict({column: _one_chunk(made[column]) for column in columns})
+    except (KeyError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{batch.file}: rows after {batch.first_row}: expected the {name} layout, got: {error}"
+        ) from error
+
+
 def from_data(table: str = "") -> Hashing:
     """Returns the hashing of a column whose number of buckets is set from the data; `table` as in `Hashing`."""
     return Hashing(buckets=_NOT_SIZED, table=table)
+
+
+def sized_from_data(schema: Schema) -> frozenset[str]:
+    """Returns the names of the columns that are hashed by `from_data`."""
+    return frozenset(c.name for c in schema.inputs if c.hashing and c.hashing.buckets == _NOT_SIZED)
+
+
+def release_origin(name: str, files: TableFiles) -> str:
+    """Returns what the rows of a public log are made of, see `Source.origin`: its files, and those beside them."""
+    folders = sorted({os.path.dirname(file) for file in files.dataset().files})
+    beside = [(entry.path, entry.stat().st_mtime_ns) for folder in folders for entry in os.scandir(folder or ".")]
+    return repr((name, files.origin, sorted(beside)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +79,12 @@ class PublicLog:
     @property
     def inferred(self) -> frozenset[str]:
         """Names of the columns whose number of hash buckets is to be set from the data."""
-        return frozenset(c.name for c in self.schema.inputs if c.hashing and c.hashing.buckets == _NOT_SIZED)
+        return sized_from_data(self.schema)
 
     @property
     def origin(self) -> str:
-        """Says what the impressions are: the files of the rows, and those beside them that may be joined."""
-        folders = sorted({os.path.dirname(file) for file in self.files.dataset().files})
-        beside = [(entry.path, entry.stat().st_mtime_ns) for folder in folders for entry in os.scandir(folder or ".")]
-        return repr((self.name, self.files.origin, sorted(beside)))
+        """Says what the impressions are, see `release_origin`."""
+        return release_origin(self.name, self.files)
 
     def batches(self) -> Iterator[SourceBatch]:
         """Yields the impressions in the order of the files, numbered in each.
@@ -68,14 +93,9 @@ class PublicLog:
           DataError: A file of the layout is missing or cannot be read.
         """
         make, done = self.open_maker(), dict[str, int]()
+        names = [column.name for column in self.schema.columns]
         for batch in self.files.batches(list(self.columns)):
-            try:
-                columns = make(batch)
-                rows = pa.RecordBatch.from_pydict({c.name: _one_chunk(columns[c.name]) for c in self.schema.columns})
-            except (KeyError, pa.ArrowInvalid) as error:
-                raise DataError(
-                    f"{batch.file}: rows after {batch.first_row}: expected the {self.name} layout, got: {error}"
-                ) from error
+            rows = make_rows(self.name, make, batch, names)
             first_row = done.setdefault(batch.file, batch.first_row)
             yield SourceBatch(batch.file, first_row, rows)
             done[batch.file] += rows.num_rows

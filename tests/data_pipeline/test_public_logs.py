@@ -1,64 +1,35 @@
 """Public logs in small files of their official layouts: what is stored, labels counted by hand, training."""
 
 import collections
-import dataclasses
 import functools
 import gzip
+import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import tensorflow as tf
 
 from data_pipeline.folder import DataFolder
 from data_pipeline.read import Reader
-from data_pipeline.sources import PUBLIC_LOGS, base, kuairand, open_source
+from data_pipeline.sources import PUBLIC_LOGS, base, event_log, kuairand, open_source
 from data_pipeline.sources.public import SideTable, last_values, split_numbers, whole_numbers, windows
-from hm3_tf import build_model
+from hm3_tf import build_model, train
 from hm3_tf.cli import _status
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
-from hm3_tf.errors import DataError, UsageError
-from hm3_tf.methods import METHODS
-from hm3_tf.model import model_features
+from hm3_tf.errors import ConfigError, DataError, Hm3Error, UsageError
+from hm3_tf.methods import METHODS, fitting_methods
 from tests.data_pipeline.conftest import read_stored
+from tests.data_pipeline.event_logs import otto, rees46, retailrocket, taobao
+from tests.data_pipeline.written_logs import BIG, GONE, Written, filled, lines
 
-GONE = -(2**63)
-BIG = 2**53 + 1  # the first whole number that a float64 does not have
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
-
-
-@dataclasses.dataclass
-class Written:
-    """A log in its official layout, and what is to come of it.
-
-    Attributes:
-      files: {name: text, or columns of a Parquet file}.
-      rows: Impressions in order: {column: value as it is stored}.
-      levels: {level: the rows on which it happened, as the log says}, in the order of the hierarchy.
-      of_item: Names of the inputs that are the item's, not the user's or the request's.
-      method: The method with the most levels that fits.
-      split: `--split` that keeps the order of the rows.
-    """
-
-    files: dict
-    rows: list
-    levels: dict
-    of_item: set
-    method: str
-    split: str = "fraction:1,0,0"
-
-
-def lines(rows, separator=","):
-    return "".join(separator.join(str(value) for value in row) + "\n" for row in rows)
-
-
-def filled(values, length):
-    """Returns a list of ids as it is stored: cut off or filled up to a length."""
-    return [*values, *[GONE] * length][:length]
 
 
 def aliexpress():
@@ -92,7 +63,7 @@ def aliexpress():
             )
         files[f"{country}_item_{kind}.csv"] = lines(items)
     levels = {"click": [row["label"] > 0 for row in rows], "purchase": [row["label"] == 2 for row in rows]}
-    return Written(files, rows, levels, {f"item_{c}" for c in range(2, 49)}, "esmm")
+    return Written(files, rows, levels, {f"item_{c}" for c in range(2, 49)})
 
 
 def tenrec():
@@ -113,7 +84,7 @@ def tenrec():
         )
     levels = {level: [row[name] for row in rows] for level, name in (("click", "click"), ("d_ma", "like"))}
     levels["purchase"] = [row["follow"] or row["share"] for row in rows]
-    return Written({"ctr_data_1M.csv": text}, rows, levels, {"item_id", "video_category"}, "esm2")
+    return Written({"ctr_data_1M.csv": text}, rows, levels, {"item_id", "video_category"})
 
 
 def trendyol():
@@ -142,7 +113,7 @@ def trendyol():
     levels["d_ma"] = [row["added_to_cart"] or row["added_to_fav"] for row in rows]
     levels["purchase"] = [row["ordered"] for row in rows]
     split = "date:2025-06-03,2025-06-04"
-    return Written({"train_sessions.parquet": table}, rows, levels, {"content_id"}, "esm2", split)
+    return Written({"train_sessions.parquet": table}, rows, levels, {"content_id"}, split)
 
 
 FEED_HEADER = (
@@ -184,7 +155,7 @@ def wechat2021():
     levels = {level: [any(row[name] for name in group) for row in rows] for level, group in merged.items()}
     lists = {f"{origin}_{kind}_list" for origin in ("manual", "machine") for kind in ("tag", "keyword")}
     of_item = {"feedid", "authorid", "bgm_song_id", "bgm_singer_id", "log_videoplayseconds", *lists}
-    return Written(files, rows, levels, of_item, "hm3", "date:2021-01-13,2021-01-14")
+    return Written(files, rows, levels, of_item, "date:2021-01-13,2021-01-14")
 
 
 def entries(features):
@@ -219,7 +190,7 @@ def aliccp():
         files[f"sample_skeleton_{part}.csv"] = lines(impressions)
     levels = {"click": [row["click"] for row in rows], "purchase": [row["buy"] for row in rows]}
     of_item = {f"field_{field}" for field in (205, 206, 207, 210, 216, 508, 509, 702, 853)}
-    return Written(files, rows, levels, of_item, "esmm")
+    return Written(files, rows, levels, of_item)
 
 
 def jdsearch():
@@ -248,7 +219,7 @@ def jdsearch():
     least = {"click": 1, "d_ma": 2, "purchase": 3}
     levels = {name: [row["label"] >= value for row in rows] for name, value in least.items()}
     of_item = {"wid", "brand_id", "shop_id", *(f"cate_id_{level}" for level in range(1, 5))}
-    return Written(files, rows, levels, of_item, "esm2")
+    return Written(files, rows, levels, of_item)
 
 
 def jd_hup():
@@ -270,25 +241,21 @@ def jd_hup():
         files[file] = text
     levels = {"click": [1 for _ in rows], "d_mi": [any(row[names[i]] for i in (6, 7, 8)) for row in rows]}
     levels |= {"d_ma": [row["cart"] for row in rows], "purchase": [row["order"] for row in rows]}
-    return Written(files, rows, levels, {"sku", "category", "entry"}, "hm3")
+    return Written(files, rows, levels, {"sku", "category", "entry"})
 
 
 WRITERS = {
     writer.__name__: functools.cache(writer)
-    for writer in (aliexpress, tenrec, trendyol, wechat2021, aliccp, jdsearch, jd_hup)
+    for writer in (
+        *(aliexpress, tenrec, trendyol, wechat2021, aliccp, jdsearch, jd_hup),
+        *(taobao, rees46, retailrocket, otto),
+    )
 }
 
 
 def write_log(name, folder, **changes):
-    """Writes the files of a log, but for some: {file: (text, what stands instead of it)}, or None to leave it out."""
-    for file, content in WRITERS[name]().files.items():
-        change = changes.get(file.split(".")[0], ("", ""))
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, dict):
-            pa.parquet.write_table(pa.table(content), folder / file)
-        elif change is not None:
-            (folder / file).write_text(content.replace(*change), encoding="utf-8")
-    return str(folder)
+    """Writes the files of a log, see `Written.write`, and returns the folder."""
+    return WRITERS[name]().write(folder, **changes)
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -361,27 +328,58 @@ def test_the_files_of_a_log_by_themselves_have_the_rows_of_all(log, monkeypatch)
     assert pa.Table.from_batches(of_parts) == pa.Table.from_batches(of_all)
 
 
-def test_a_method_whose_levels_a_log_has_trains_an_epoch_on_it(log):
-    written, _, data, _ = log
-    statistics = data.statistics()["train"]
-    model = ModelConfig(written.method, tower_units=(4,), dropout=0.0, embedding_dim=2)
-    config = Config(model=model, training=TrainingConfig(global_batch_size=8))
-    reader = Reader(data.split("train"), data.schema, model_features(config, data.schema, statistics))
-    history = build_model(config, data.schema, statistics).fit(
-        reader.training_dataset(global_batch_size=8, seed=0, epoch=0), verbose=0
-    )
-    assert math.isfinite(history.history["loss"][0]) and history.history["loss"][0] > 0
+@pytest.fixture
+def light_training(monkeypatch):
+    """Training whose model is not traced nor exported on trial, and whose datasets of the same columns are made once."""
+    make, made = Reader._dataset, {}
+
+    def make_once(reader, size, seed, *args):
+        key = (
+            reader.index.files,
+            tuple(reader.features),
+            str(reader.merged_levels),
+            reader.split_levels,
+            reader.carry,
+            seed,
+        )
+        if key not in made:
+            made[key] = make(reader, size, seed, *args)
+        return made[key]
+
+    monkeypatch.setattr(Reader, "_dataset", make_once)
+    monkeypatch.setattr(train, "check_export", lambda run: None)
+    monkeypatch.setattr(train, "validate_sample", lambda *args: [])
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
-def needs(method):
-    """Returns the levels that a log needs for a method."""
-    merged = {level for levels in method.merged_levels.values() for level in levels}
-    return {*method.levels, *merged, *method.split_levels, *method.auxiliary_levels} - set(method.merged_levels)
+def config_of(method, features=()):
+    model = ModelConfig(method, tower_units=(4,), dropout=0.0, embedding_dim=2, features=features)
+    return Config(model=model, training=TrainingConfig(global_batch_size=1024, epochs=1))
 
 
-def fitting(levels):
-    """Returns the names of the methods whose levels a log has."""
-    return {name for name, method in METHODS.items() if needs(method) <= {level.name for level in levels}}
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
+def test_every_method_whose_levels_a_log_has_trains_an_epoch_on_it(log, tmp_path, light_training):
+    *_, data, _ = log
+    names = fitting_methods([level.name for level in data.schema.levels])
+    some = tuple(column.name for column in data.schema.inputs[-4:])
+    for name in names:  # the last one on all inputs: what they are is nothing to the method
+        config = config_of(name, () if name == names[-1] else some)
+        train.train_and_evaluate(config, data.path, f"{tmp_path}/{name}")
+        logged = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        (epoch,) = [line for line in map(json.loads, logged) if line.get("epoch_end")]
+        assert epoch["step"] == 1 and 0 < epoch["loss"] < math.inf, name
+        assert set(epoch["losses"]) >= set(METHODS[name].levels), name
+
+
+def test_a_method_whose_levels_a_log_does_not_have_is_refused_with_those_that_fit(log):
+    *_, data, _ = log
+    levels = [level.name for level in data.schema.levels]
+    fitting = fitting_methods(levels)
+    for name in METHODS.keys() - fitting:
+        with pytest.raises(ConfigError, match=f"'{name}': .*got 'd_m[ia]'.* has: {', '.join(fitting)}$"):
+            build_model(config_of(name), data.schema)
 
 
 def on_the_page(name):
@@ -393,11 +391,11 @@ def on_the_page(name):
 
 def test_the_page_says_which_methods_fit_a_log(log):
     *_, data, name = log
-    assert on_the_page(name) == fitting(data.schema.levels)
+    assert on_the_page(name) == set(fitting_methods([level.name for level in data.schema.levels]))
 
 
 def test_the_page_says_that_all_methods_fit_kuairand():
-    assert on_the_page("kuairand") == fitting(kuairand.SCHEMA.levels)
+    assert on_the_page("kuairand") == set(fitting_methods([level.name for level in kuairand.SCHEMA.levels]))
 
 
 @pytest.mark.parametrize("name", PUBLIC_LOGS)
@@ -426,6 +424,14 @@ def test_a_folder_without_the_log_is_refused(tmp_path, name):
         ("jdsearch", {"product_meta_data": ("shop_id", "shop")}, r"product_meta_data\.txt: expected the column 'shop"),
         ("jd_hup", {"Computers/JD_Computers": ("+3+4", "")}, r"JD_Computers: rows.*a token '\d+\+\d+\+\d', not"),
         ("tenrec", {"ctr_data_1M": ("share", "shared")}, r"1M\.csv: expected the column 'share'.*'shared'"),
+        ("taobao", {"UserBehavior": (",fav,", ",like,")}, r"rows after 0: .*a behavior 'like', not one of pv, cart"),
+        ("taobao", {"UserBehavior": (f"{BIG},", ",")}, r"UserBehavior\.csv: rows after 0: .*events without user_id"),
+        ("rees46", {"2019-Dec": (" UTC", "")}, r"2019-Dec\.csv: rows after 0: expected the REES46 layout"),
+        ("rees46", {"2019-Nov": ("brand", "maker")}, r"2019-Nov\.csv: expected the column 'brand'"),
+        ("retailrocket", {"item_properties_part1": (",value", ",values")}, r"part1\.csv: expected the column 'value'"),
+        ("retailrocket", {"item_properties_part2": ("categoryid,", "categoryid,n")}, r"expected whole numbers"),
+        ("otto", {"train": ('"aid"', '"item"')}, r"train\.jsonl: rows after 0: .*events without item_id"),
+        ("otto", {"train": ("}]}", "}]")}, r"train\.jsonl: expected json rows after row 0"),
     ],
 )
 def test_a_log_that_is_not_in_its_layout_is_named_by_its_file(tmp_path, name, changes, message):
@@ -453,6 +459,50 @@ def test_a_compressed_file_of_sessions_is_read_as_it_is(tmp_path):
     (batch,) = open_source("jd_hup", str(path)).batches()
     (row,) = batch.rows.to_pylist()
     assert (row["sku"], row["entry"], row["history"], row["cart"], row["order"]) == (7, 5, [], 0, 1)
+
+
+def test_a_large_event_log_is_joined_in_parts_of_its_users(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "data_pipeline")
+    path, found = write_log("taobao", tmp_path), []
+    for size in (event_log._PART_BYTES, 5_000):
+        monkeypatch.setattr(event_log, "_PART_BYTES", size)
+        found.append([row for batch in open_source("taobao", path).batches() for row in batch.rows.to_pylist()])
+    users = [row["user_id"] for row in found[1]]
+    assert users != [row["user_id"] for row in found[0]]
+    assert sorted(map(str, found[0])) == sorted(map(str, found[1]))
+    assert caplog.messages[0] == caplog.messages[1]
+
+
+@pytest.mark.parametrize("lines", [[], ["1,2,3,cart,1511600000"]])
+def test_an_event_log_without_a_view_is_refused(tmp_path, lines):
+    (tmp_path / "UserBehavior.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"UserBehavior\.csv: expected (csv files|views of items), "):
+        list(open_source("taobao", str(tmp_path)).batches())
+
+
+def test_events_that_belong_to_no_visit_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "data_pipeline")
+    list(open_source("rees46", write_log("rees46", tmp_path)).batches())
+    found = dict(re.findall(r"^(\w+) +(?:[\d,]+ +){3}([\d,]+) ", caplog.text, re.MULTILINE))
+    views = {}
+    rows = [line.split(",") for file in WRITERS["rees46"]().files.values() for line in file.splitlines()[1:]]
+    for time, kind, item, *_, user, _ in rows:
+        if kind == "view":
+            views[user, item] = min(time, views.get((user, item), time))
+    lone = {(kind, user, item, time) for time, kind, item, *_, user, _ in rows if time < views.get((user, item), "9")}
+    assert {name: int(found[name]) for name in ("cart", "purchase")} == {
+        name: sum(event[0] == name for event in lone) for name in ("cart", "purchase")
+    }
+    assert "events of 'remove_from_cart', which has no window" in caplog.text
+
+
+def test_an_event_log_without_duckdb_says_what_to_install(tmp_path, monkeypatch):
+    for module in [*sys.modules]:
+        if module.startswith(("data_pipeline.event_", "data_pipeline.sources.")) or module.split(".")[0] == "duckdb":
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(Hm3Error, match="--source=otto: expected the packages of the extra 'join', but duckdb is not"):
+        open_source("otto", str(tmp_path))
 
 
 # What the sources share

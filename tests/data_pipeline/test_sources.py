@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import tensorflow as tf
 
 from data_pipeline import labels as label_rules
 from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
+from data_pipeline.hashing import hash_to_bucket
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources import base, open_source
@@ -277,6 +279,23 @@ def test_ids_in_a_csv_file_keep_their_digits_where_the_schema_says_string(tmp_pa
     path = write_table(tmp_path / "log.csv", ROWS | {"user": ["007", "7", None]})
     convert_source(open_source("csv", path, Schema(columns, LEVELS)), tmp_path / "out")
     assert read_stored(tmp_path / "out" / "train", columns)["user"].tolist() == [b"007", b"7", b""]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "string"])
+@pytest.mark.parametrize("name", ["log.parquet", "log.csv"])
+def test_ids_that_a_float_cannot_tell_apart_stay_distinct(tmp_path, name, dtype):
+    ids = [power + i for power in (2**24, 2**53, 2**62) for i in range(64)]
+    written = ids if dtype == "int64" else [f"u{value}" for value in ids]
+    path = write_table(tmp_path / name, {"user": written, "click": [1] * len(ids), "pay": [0] * len(ids)})
+    source = open_source(name.partition(".")[2], path, behaviors="click,pay", groups="user")
+    statistics = convert_source(source, tmp_path / "out", "fraction:1,0,0")["train"]
+    column = DataFolder.open(str(tmp_path / "out")).schema.column("user")
+    stored = read_stored(tmp_path / "out" / "train", [column])["user"]
+    assert column.dtype == dtype
+    assert stored.tolist() == (ids if dtype == "int64" else [value.encode() for value in written])
+    assert statistics.columns["user"]["cardinality"] == len(ids)
+    buckets = hash_to_bucket(tf.constant(stored), 2**31 - 1, "user").numpy()
+    assert len(set(buckets.tolist())) == len(ids)
 
 
 def test_words_in_a_csv_file_that_look_like_null_are_strings(tmp_path):
@@ -630,6 +649,7 @@ def test_the_sample_of_kuairand_has_the_levels_and_violations_counted_by_hand(sa
         0.18, abs=0.005
     )  # the README's share of the likes
     assert by_hand["d_mi without click"] / expected["d_mi"].sum() == pytest.approx(0.045, abs=0.003)
+    assert labels["d_mi"].sum() / labels["click"].sum() == pytest.approx(0.127, abs=0.0005)
 
 
 def test_rows_of_the_sample_of_kuairand_have_the_user_and_video_of_its_tables(sample):

@@ -113,7 +113,7 @@ def test_validation_counts_what_the_conversion_counted(data):
 )
 def test_a_simulated_world_finds_nothing_but_what_it_is_made_for(tmp_path, world, rates, seed, found):
     log = SimulatedLog(world, rates, 20_000, seed)
-    convert(SimulatedSource(log), str(tmp_path / "data"), day_split(), total_rows=log.rows)
+    convert(SimulatedSource(log), str(tmp_path / "data"), day_split())
     data = DataFolder.open(str(tmp_path / "data"))
     sample = validate_sample(data, data.split("train"), [column.name for column in data.schema.inputs])
     assert {check for check, *_ in severe(validate(data))} == found

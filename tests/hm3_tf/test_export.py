@@ -449,7 +449,7 @@ def test_a_model_that_cannot_be_exported_fails_the_trial_with_the_reason(trained
 def test_a_config_that_does_not_fit_the_log_fails_the_trial_with_its_own_message(trained_run):
     config = tiny_config()
     config.model.graph = BehaviorGraph((Behavior("click", gate=True), Behavior("apply")))
-    with pytest.raises(ConfigError, match=r"^the behavior graph: expected levels of the log, got 'apply'"):
+    with pytest.raises(ConfigError, match=r"^method 'hm3': expected levels of the log, got 'apply'"):
         check_export(dataclasses.replace(trained_run, config=config))
 
 
