@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.event_engine import EventCounts, History, Window
-from data_pipeline.event_join import join_events, join_table, parse_histories, parse_windows
-from data_pipeline.event_tables import EventColumns
+from data_pipeline.event_join import EventJoin, join_events, join_table, parse_histories, parse_windows
+from data_pipeline.event_tables import EventColumns, EventTable
 from data_pipeline.sources.base import TableFiles
 from hm3_tf.errors import DataError, Hm3Error, UsageError
 
@@ -56,9 +56,17 @@ def join(folder, impressions, events, *, columns=COLUMNS, windows=WINDOWS, histo
     for name, rows in (("impressions", impressions), ("events", events)):
         os.makedirs(folder / name, exist_ok=True)
         pq.write_table(rows, folder / name / "0.parquet")
-    files = [TableFiles(str(folder / name), "parquet") for name in ("impressions", "events")]
-    report = join_events(*files, str(folder / "joined"), columns, windows, histories, memory_limit)
+    tables = folder / "impressions", folder / "events"
+    report = join_events(event_join(*tables, columns, windows, histories), str(folder / "joined"), memory_limit)
     return pq.read_table(folder / "joined"), report
+
+
+def event_join(impressions, events, columns=COLUMNS, windows=WINDOWS, histories=()):
+    tables = (
+        EventTable(TableFiles(str(path), "parquet"), columns, is_events)
+        for path, is_events in ((impressions, False), (events, True))
+    )
+    return EventJoin(*tables, windows, histories)
 
 
 def search(impressions, events):
@@ -202,8 +210,8 @@ def test_a_file_of_impressions_becomes_a_file_with_the_same_columns_and_rows(tmp
     pq.write_table(rows.slice(0, 1), tmp_path / "impressions" / "a.parquet")
     pq.write_table(rows.slice(1), tmp_path / "impressions" / "b.parquet")
     pq.write_table(event_table([Event(1, 2, 6, "click"), Event(2, 1, 6, "buy")]), tmp_path / "events.parquet")
-    files = [TableFiles(str(tmp_path / name), "parquet") for name in ("impressions", "events.parquet")]
-    report = join_events(*files, str(tmp_path / "joined"), COLUMNS, WINDOWS, (), "1GiB")
+    job = event_join(tmp_path / "impressions", tmp_path / "events.parquet")
+    report = join_events(job, str(tmp_path / "joined"), "1GiB")
     assert sorted(os.listdir(tmp_path / "joined")) == ["_join.json", "part-00000.parquet", "part-00001.parquet"]
     assert pq.read_table(tmp_path / "joined" / "part-00000.parquet").num_rows == 1
     joined = pq.read_table(tmp_path / "joined")
@@ -280,10 +288,11 @@ def test_impressions_that_change_meanwhile_are_refused(tmp_path, times):
 
     pq.write_table(pa.table(GOOD), tmp_path / "impressions.parquet")
     pq.write_table(pa.table(GOOD_EVENTS), tmp_path / "events.parquet")
-    impressions = Changing(str(tmp_path / "impressions.parquet"), "parquet")
-    events = TableFiles(str(tmp_path / "events.parquet"), "parquet")
+    job = event_join(tmp_path / "impressions.parquet", tmp_path / "events.parquet")
+    files = Changing(job.impressions.files.path, "parquet")
+    job = dataclasses.replace(job, impressions=dataclasses.replace(job.impressions, files=files))
     with pytest.raises(DataError, match="their number changed"):
-        join_events(impressions, events, str(tmp_path / "joined"), COLUMNS, WINDOWS, (), "1GiB")
+        join_events(job, str(tmp_path / "joined"), "1GiB")
     assert sorted(os.listdir(tmp_path)) == ["events.parquet", "impressions.parquet"]
 
 
