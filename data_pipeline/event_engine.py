@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -249,9 +250,14 @@ def _in_order(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.Re
 
 
 def _connect(memory_limit: str, spill: str, threads: int | None) -> duckdb.DuckDBPyConnection:
-    config = {"memory_limit": memory_limit, "temp_directory": spill, "preserve_insertion_order": False}
+    config: dict[str, Any] = {
+        "memory_limit": memory_limit,
+        "temp_directory": spill,
+        "preserve_insertion_order": False,
+        **({} if threads is None else {"threads": threads}),
+    }
     try:
-        return duckdb.connect(":memory:", config=config if threads is None else {**config, "threads": threads})
+        return duckdb.connect(":memory:", config=config)
     except duckdb.Error as error:
         raise UsageError(f"--memory_limit: expected a size such as 2GiB, got {memory_limit!r}") from error
 
