@@ -7,7 +7,9 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from data_pipeline.event_histories import HistoryBuilder
 from hm3_tf.errors import Hm3Error, UsageError
 
 _BATCH_ROWS = 65_536
@@ -98,6 +100,7 @@ class EventEngine:
         spill: str,
         threads: int | None = None,
     ) -> None:
+        self._user, self._item = user, item
         self._windows, self._histories = windows, histories
         self.behaviors = joined_behaviors(windows, histories)
         self._database = _connect(memory_limit, spill, threads)
@@ -179,48 +182,45 @@ class EventEngine:
             f"CREATE TABLE labels AS SELECT id, {', '.join(happened)} FROM joined WHERE id IS NOT NULL GROUP BY id"
         )
         self._run("DROP TABLE joined")
-        columns = ["impressions.id", *(f"coalesce({label}, 0) AS {label}" for label in labels)]
-        tables = ["impressions LEFT JOIN labels USING (id)"]
-        for place, history in enumerate(self._histories):
-            self._prepare_history(place, history)
-            columns.append(f"{_history_items(place)} AS history{place}")
-            tables.append(_history_tables(place))
-        # A table first, then its order: the hash tables of the joins and the sort do not share the memory.
-        self._run(f"CREATE TABLE found AS SELECT {', '.join(columns)} FROM {' '.join(tables)}")
-        for (table,) in self._run("SELECT table_name FROM duckdb_tables() WHERE table_name != 'found'").fetchall():
-            self._run(f"DROP TABLE {table}")
+        self._run(
+            f"""CREATE TABLE found AS
+            SELECT id, "user", time, {", ".join(f"coalesce({label}, 0) AS {label}" for label in labels)}
+            FROM impressions LEFT JOIN labels USING (id)"""
+        )
+        self._run("DROP TABLE impressions")
+        self._run("DROP TABLE labels")
+        histories = [f"history{place}" for place in range(len(self._histories))]
+        if histories:
+            self._add_histories(labels, histories)
         # In SQL they have other names: there, click and Click are one.
         names = ["id", *(window.behavior for window in self._windows), *(history.column for history in self._histories)]
-        for batch in _in_order(self._database, "found"):
+        for batch in _rows(self._database, f"SELECT id, {', '.join([*labels, *histories])} FROM found ORDER BY id"):
             yield pa.RecordBatch.from_arrays(batch.columns, names)
 
-    def _prepare_history(self, place: int, history: History) -> None:
-        """Makes, for a history, `block` (a user's events in blocks of its length) and `latest` (an impression's latest event).
+    def _add_histories(self, labels: Sequence[str], histories: Sequence[str]) -> None:
+        """Adds histories to the table `found`.
 
-        A history lies in two blocks, so the work does not grow with the square of a user's events.
+        DuckDB sorts, and they are made of the rows as they come: its lists of an aggregate or a window do not go to disk.
         """
-        self._run(
-            f"""CREATE TABLE past AS
-            SELECT "user", item, time, row_number() OVER (PARTITION BY "user" ORDER BY time, item) - 1 AS number
-            FROM distinct_events WHERE behavior = {self.behaviors.index(history.behavior)}"""
-        )
-        self._run(
-            # Sorted afterwards: list(item ORDER BY number) holds a sort for each block in memory, and never goes to disk.
-            f"""CREATE TABLE block{place} AS
-            SELECT "user", block, [event.item FOR event IN list_sort(events)] AS items
-            FROM (
-                SELECT "user", number // {history.length} AS block, list({{'number': number, 'item': item}}) AS events
-                FROM past GROUP BY ALL
-            )"""
-        )
-        self._run(
-            f"""CREATE TABLE latest{place} AS
-            SELECT impressions.id, past."user", number // {history.length} AS block, number % {history.length} AS place
-            FROM impressions
-            ASOF JOIN (SELECT "user", time, max(number) AS number FROM past GROUP BY ALL) AS past
-            ON impressions."user" = past."user" AND impressions.time > past.time"""
-        )
-        self._run("DROP TABLE past")
+        self._run("ALTER TABLE found RENAME TO labelled")
+        columns = ["id BIGINT", *(f"{label} BIGINT" for label in labels)]
+        columns += [f"{history} {_sql_type(self._item)}[]" for history in histories]
+        self._run(f"CREATE TABLE found ({', '.join(columns)})")
+        places = [self.behaviors.index(history.behavior) for history in self._histories]
+        builders = [HistoryBuilder(place, h.length, self._item) for place, h in zip(places, self._histories)]
+        past = f'SELECT "user", time, behavior, item FROM distinct_events WHERE list_contains({places}, behavior)'
+        order = '"user", time, behavior NULLS FIRST, item'
+        last_user = pa.array([None], self._user)
+        # A connection of its own, as rows are added while others come.
+        for rows in _rows(self._database.cursor(), f"FROM (FROM labelled UNION ALL BY NAME {past}) ORDER BY {order}"):
+            users = pa.concat_arrays([last_user, rows.column("user")])
+            last_user = users.slice(len(rows))
+            is_new_user = pc.fill_null(pc.not_equal(users[1:], users[:-1]), True).to_numpy(zero_copy_only=False)
+            lists = [builder.lists(rows, is_new_user) for builder in builders]
+            shown = rows.select(["id", *labels]).filter(rows.column("behavior").is_null())
+            self._add("found", pa.RecordBatch.from_arrays([*shown.columns, *lists], ["id", *labels, *histories]))
+        self._run("DROP TABLE labelled")
+        self._run("DROP TABLE distinct_events")
 
     def _run(self, query: str) -> duckdb.DuckDBPyConnection:
         with _explained():
@@ -240,13 +240,13 @@ def in_order(rows: pa.RecordBatchReader, memory_limit: str, spill: str) -> Itera
       Hm3Error: Memory or disk does not suffice.
     """
     with contextlib.closing(_connect(memory_limit, spill, threads=1)) as database:
-        database.register("found", rows)
-        yield from _in_order(database, "found")
+        database.register("numbered", rows)
+        yield from _rows(database, "FROM numbered ORDER BY id")
 
 
-def _in_order(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
+def _rows(database: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
     with _explained():
-        yield from database.execute(f"FROM {table} ORDER BY id").to_arrow_reader(_BATCH_ROWS)
+        yield from database.execute(query).to_arrow_reader(_BATCH_ROWS)
 
 
 def _connect(memory_limit: str, spill: str, threads: int | None) -> duckdb.DuckDBPyConnection:
@@ -260,20 +260,6 @@ def _connect(memory_limit: str, spill: str, threads: int | None) -> duckdb.DuckD
         return duckdb.connect(":memory:", config=config)
     except duckdb.Error as error:
         raise UsageError(f"--memory_limit: expected a size such as 2GiB, got {memory_limit!r}") from error
-
-
-def _history_tables(place: int) -> str:
-    """Returns the joins that give each impression its latest event, and the block of that one and the one before."""
-    latest = f"latest{place}"
-    return f"""LEFT JOIN {latest} ON impressions.id = {latest}.id
-        LEFT JOIN block{place} AS new{place} ON new{place}."user" = {latest}."user" AND new{place}.block = {latest}.block
-        LEFT JOIN block{place} AS old{place} ON old{place}."user" = {latest}."user" AND old{place}.block = {latest}.block - 1"""
-
-
-def _history_items(place: int) -> str:
-    """Returns the list of the latest items: those of the block up to the latest event, filled up from the one before."""
-    end = f"latest{place}.place + 1"
-    return f"coalesce(list_reverse(list_concat(old{place}.items[{end} + 1:], new{place}.items[:{end}])), [])"
 
 
 def _sql_type(key: pa.DataType) -> str:
