@@ -139,9 +139,8 @@ class EventEngine:
             SELECT "user", item, time, behavior, count(*) - 1 AS repeats FROM events GROUP BY ALL"""
         )
         self._run("DROP TABLE events")
-        # Of impressions at one time the last of the log, max(id), takes the events.
         windows = [window.nanoseconds for window in self._windows]
-        # A HUGEINT, as an int64 has no room for three hundred years.
+        # Of impressions at one time the last of the log, max(id), takes the events. An int64 has no room for all delays.
         self._run(
             f"""CREATE TABLE joined AS
             SELECT event.behavior, event.repeats, shown.id,
@@ -194,33 +193,40 @@ class EventEngine:
             self._add_histories(labels, histories)
         # In SQL they have other names: there, click and Click are one.
         names = ["id", *(window.behavior for window in self._windows), *(history.column for history in self._histories)]
-        for batch in _rows(self._database, f"SELECT id, {', '.join([*labels, *histories])} FROM found ORDER BY id"):
+        self._run(f"CREATE TABLE ordered AS SELECT id, {', '.join([*labels, *histories])} FROM found ORDER BY id")
+        self._run("DROP TABLE found")
+        for batch in _rows(self._database, "ordered"):
             yield pa.RecordBatch.from_arrays(batch.columns, names)
 
     def _add_histories(self, labels: Sequence[str], histories: Sequence[str]) -> None:
         """Adds histories to the table `found`.
 
-        DuckDB sorts, and they are made of the rows as they come: its lists of an aggregate or a window do not go to disk.
+        DuckDB sorts, and they are made from the rows as they come: lists that it makes itself do not go to disk.
         """
-        self._run("ALTER TABLE found RENAME TO labelled")
-        columns = ["id BIGINT", *(f"{label} BIGINT" for label in labels)]
-        columns += [f"{history} {_sql_type(self._item)}[]" for history in histories]
-        self._run(f"CREATE TABLE found ({', '.join(columns)})")
         places = [self.behaviors.index(history.behavior) for history in self._histories]
-        builders = [HistoryBuilder(place, h.length, self._item) for place, h in zip(places, self._histories)]
-        past = f'SELECT "user", time, behavior, item FROM distinct_events WHERE list_contains({places}, behavior)'
-        order = '"user", time, behavior NULLS FIRST, item'
-        last_user = pa.array([None], self._user)
-        # A connection of its own, as rows are added while others come.
-        for rows in _rows(self._database.cursor(), f"FROM (FROM labelled UNION ALL BY NAME {past}) ORDER BY {order}"):
-            users = pa.concat_arrays([last_user, rows.column("user")])
-            last_user = users.slice(len(rows))
-            is_new_user = pc.fill_null(pc.not_equal(users[1:], users[:-1]), True).to_numpy(zero_copy_only=False)
-            lists = [builder.lists(rows, is_new_user) for builder in builders]
-            shown = rows.select(["id", *labels]).filter(rows.column("behavior").is_null())
-            self._add("found", pa.RecordBatch.from_arrays([*shown.columns, *lists], ["id", *labels, *histories]))
-        self._run("DROP TABLE labelled")
+        self._run(
+            f"""CREATE TABLE timeline AS FROM (
+                FROM found UNION ALL BY NAME
+                SELECT "user", time, behavior, item FROM distinct_events WHERE list_contains({places}, behavior)
+            ) ORDER BY "user", time, behavior NULLS FIRST, item"""
+        )
         self._run("DROP TABLE distinct_events")
+        lists = [f"{history} {_sql_type(self._item)}[]" for history in histories]
+        self._run(
+            f"CREATE OR REPLACE TABLE found (id BIGINT, {', '.join([*(f'{label} BIGINT' for label in labels), *lists])})"
+        )
+        builders = [HistoryBuilder(place, h.length, self._item) for place, h in zip(places, self._histories)]
+        last_user = pa.array([None], self._user)
+        # Read by a connection of its own, as rows are added meanwhile.
+        with contextlib.closing(self._database.cursor()) as reader:
+            for rows in _rows(reader, "timeline"):
+                users = pa.concat_arrays([last_user, rows.column("user")])
+                last_user = users.slice(len(rows))
+                is_new_user = pc.fill_null(pc.not_equal(users[1:], users[:-1]), True).to_numpy(zero_copy_only=False)
+                found = [builder.lists(rows, is_new_user) for builder in builders]
+                shown = rows.select(["id", *labels]).filter(rows.column("behavior").is_null())
+                self._add("found", pa.RecordBatch.from_arrays([*shown.columns, *found], ["id", *labels, *histories]))
+        self._run("DROP TABLE timeline")
 
     def _run(self, query: str) -> duckdb.DuckDBPyConnection:
         with _explained():
@@ -241,12 +247,19 @@ def in_order(rows: pa.RecordBatchReader, memory_limit: str, spill: str) -> Itera
     """
     with contextlib.closing(_connect(memory_limit, spill, threads=1)) as database:
         database.register("numbered", rows)
-        yield from _rows(database, "FROM numbered ORDER BY id")
+        with _explained():
+            database.execute("CREATE TABLE ordered AS FROM numbered ORDER BY id")
+        yield from _rows(database, "ordered")
 
 
-def _rows(database: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
+def _rows(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a table in the order in which they came into it.
+
+    Rows that are to be sorted are sorted into a table: sorted for a reader, they take more memory.
+    """
     with _explained():
-        yield from database.execute(query).to_arrow_reader(_BATCH_ROWS)
+        database.execute("SET preserve_insertion_order = true")
+        yield from database.execute(f"FROM {table}").to_arrow_reader(_BATCH_ROWS)
 
 
 def _connect(memory_limit: str, spill: str, threads: int | None) -> duckdb.DuckDBPyConnection:
