@@ -270,9 +270,12 @@ def _connect(memory_limit: str, spill: str, threads: int | None) -> duckdb.DuckD
         **({} if threads is None else {"threads": threads}),
     }
     try:
-        return duckdb.connect(":memory:", config=config)
+        database = duckdb.connect(":memory:", config=config)
     except duckdb.Error as error:
         raise UsageError(f"--memory_limit: expected a size such as 2GiB, got {memory_limit!r}") from error
+    # Else a sort whose rows nearly fit keeps them all in memory, and leaves no room for its result.
+    database.execute("SET debug_force_external = true")
+    return database
 
 
 def _sql_type(key: pa.DataType) -> str:

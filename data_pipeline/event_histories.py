@@ -34,11 +34,11 @@ class HistoryBuilder:
         items = pa.concat_arrays([self._latest, rows.column("item").filter(pa.array(is_event))])
         # Of each row: the number of items before it, and the number of those before its user.
         before = np.concatenate([[0], np.cumsum(is_event)]) + len(self._latest)
-        of_others = np.maximum.accumulate(np.where(is_new_user, before[:-1], 0))
+        of_others = np.maximum.accumulate(np.concatenate([[0], np.where(is_new_user, before[:-1], 0)]))
         self._latest = items.slice(max(before[-1] - self._length, of_others[-1]))
         is_shown = behavior.is_null().to_numpy(zero_copy_only=False)
         ends = before[:-1][is_shown]
-        lengths = ends - np.maximum(ends - self._length, of_others[is_shown])
+        lengths = ends - np.maximum(ends - self._length, of_others[1:][is_shown])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         places = np.repeat(ends - 1 + offsets[:-1], lengths) - np.arange(offsets[-1])
         return pa.ListArray.from_arrays(offsets.astype(np.int32), items.take(pa.array(places)))
