@@ -3,10 +3,13 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from data_pipeline.event_histories import HistoryBuilder
 from hm3_tf.errors import Hm3Error, UsageError
 
 _BATCH_ROWS = 65_536
@@ -59,6 +62,14 @@ class EventCounts:
     without_impression: int
     duplicates: int
 
+    def __add__(self, other: "EventCounts") -> "EventCounts":
+        return EventCounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+
+def joined_behaviors(windows: Sequence[Window], histories: Sequence[History]) -> tuple[str, ...]:
+    """Returns the behaviors of windows and histories. Those with a window come first: a place says whether it has one."""
+    return tuple(dict.fromkeys([*(w.behavior for w in windows), *(h.behavior for h in histories)]))
+
 
 class EventEngine:
     """Joins impressions with events that it is given in batches.
@@ -69,10 +80,11 @@ class EventEngine:
       windows: The labels.
       histories: The histories.
       memory_limit: What DuckDB may hold in memory, as `2GiB`.
-      spill: Folder of this machine for what it holds on disk.
+      spill: Folder for what it holds on disk.
+      threads: Threads that join; default one a core.
 
     Attributes:
-      behaviors: Those of the windows and the histories; an event's behavior is a place in them.
+      behaviors: `joined_behaviors`; an event's behavior is a place in them.
 
     Raises:
       UsageError: The memory limit is no size.
@@ -86,17 +98,12 @@ class EventEngine:
         histories: Sequence[History],
         memory_limit: str,
         spill: str,
+        threads: int | None = None,
     ) -> None:
+        self._user, self._item = user, item
         self._windows, self._histories = windows, histories
-        # Those with a window come first: the number of a behavior says whether it has one.
-        self.behaviors = tuple(dict.fromkeys([*(w.behavior for w in windows), *(h.behavior for h in histories)]))
-        try:
-            self._database = duckdb.connect(
-                ":memory:",
-                config={"memory_limit": memory_limit, "temp_directory": spill, "preserve_insertion_order": False},
-            )
-        except duckdb.Error as error:
-            raise UsageError(f"--memory_limit: expected a size such as 2GiB, got {memory_limit!r}") from error
+        self.behaviors = joined_behaviors(windows, histories)
+        self._database = _connect(memory_limit, spill, threads)
         keys = f'"user" {_sql_type(user)}, item {_sql_type(item)}, time BIGINT'
         self._run(f"CREATE TABLE impressions (id BIGINT, {keys})")
         self._run(f"CREATE TABLE events ({keys}, behavior INTEGER)")
@@ -132,21 +139,22 @@ class EventEngine:
             SELECT "user", item, time, behavior, count(*) - 1 AS repeats FROM events GROUP BY ALL"""
         )
         self._run("DROP TABLE events")
-        # Of impressions at one time the last of the log, max(id), takes the events.
+        windows = [window.nanoseconds for window in self._windows]
+        # Of impressions at one time the last of the log, max(id), takes the events. An int64 has no room for all delays.
         self._run(
             f"""CREATE TABLE joined AS
-            SELECT event.behavior, event.repeats, shown.id, event.time - shown.time AS delay
+            SELECT event.behavior, event.repeats, shown.id,
+                event.time::HUGEINT - shown.time <= {windows}[event.behavior + 1] AS is_within
             FROM (FROM distinct_events WHERE behavior < {len(self._windows)}) AS event
             ASOF LEFT JOIN (SELECT "user", item, time, max(id) AS id FROM impressions GROUP BY ALL) AS shown
             ON event."user" = shown."user" AND event.item = shown.item AND event.time >= shown.time"""
         )
-        return {window.behavior: self._count(place, window) for place, window in enumerate(self._windows)}
+        return {window.behavior: self._count(place) for place, window in enumerate(self._windows)}
 
-    def _count(self, place: int, window: Window) -> EventCounts:
+    def _count(self, place: int) -> EventCounts:
         [counts] = self._run(
-            f"""SELECT count(*) FILTER (delay <= {window.nanoseconds}), count(*) FILTER (delay > {window.nanoseconds}),
-            count(*) FILTER (delay IS NULL), coalesce(sum(repeats), 0)
-            FROM joined WHERE behavior = {place}"""
+            f"""SELECT count(*) FILTER (is_within), count(*) FILTER (NOT is_within), count(*) FILTER (is_within IS NULL),
+            coalesce(sum(repeats), 0) FROM joined WHERE behavior = {place}"""
         ).fetchall()
         return EventCounts(*map(int, counts))
 
@@ -159,83 +167,115 @@ class EventEngine:
         return int(same)
 
     def columns(self) -> Iterator[pa.RecordBatch]:
-        """Yields the labels and histories of the impressions in the order of the log; to be called once, after `join`.
+        """Yields the labels and histories of the impressions in the order of their ids; to be called once, after `join`.
 
         Yields:
-          int64 0 or 1 for each window, named as its behavior, and a list of items for each history, the latest first.
+          `id`, int64 0 or 1 for each window, named as its behavior, and a list of items for each history, the latest first.
 
         Raises:
           Hm3Error: Memory or disk does not suffice.
         """
-        happened = ", ".join(
-            f"max(behavior = {place} AND delay <= {window.nanoseconds})::BIGINT AS label{place}"
-            for place, window in enumerate(self._windows)
+        labels = [f"label{place}" for place in range(len(self._windows))]
+        happened = [f"max(behavior = {place} AND is_within)::BIGINT AS {label}" for place, label in enumerate(labels)]
+        self._run(
+            f"CREATE TABLE labels AS SELECT id, {', '.join(happened)} FROM joined WHERE id IS NOT NULL GROUP BY id"
         )
-        self._run(f"CREATE TABLE labels AS SELECT id, {happened} FROM joined WHERE delay IS NOT NULL GROUP BY id")
         self._run("DROP TABLE joined")
-        columns = [f"coalesce(label{place}, 0) AS {_quoted(w.behavior)}" for place, w in enumerate(self._windows)]
-        tables = ["impressions LEFT JOIN labels USING (id)"]
-        for place, history in enumerate(self._histories):
-            self._prepare_history(place, history)
-            columns.append(f"{_history_items(place, history)} AS {_quoted(history.column)}")
-            tables.append(_history_tables(place, history))
-        # A table first, then its order: the hash tables of the joins and the sort do not share the memory.
-        self._run(f"CREATE TABLE found AS SELECT impressions.id, {', '.join(columns)} FROM {' '.join(tables)}")
-        for (table,) in self._run("SELECT table_name FROM duckdb_tables() WHERE table_name != 'found'").fetchall():
-            self._run(f"DROP TABLE {table}")
-        with explained():
-            found = self._database.execute("SELECT * EXCLUDE (id) FROM found ORDER BY id")
-            yield from found.to_arrow_reader(_BATCH_ROWS)
+        self._run(
+            f"""CREATE TABLE found AS
+            SELECT id, "user", time, {", ".join(f"coalesce({label}, 0) AS {label}" for label in labels)}
+            FROM impressions LEFT JOIN labels USING (id)"""
+        )
+        self._run("DROP TABLE impressions")
+        self._run("DROP TABLE labels")
+        histories = [f"history{place}" for place in range(len(self._histories))]
+        if histories:
+            self._add_histories(labels, histories)
+        # In SQL they have other names: there, click and Click are one.
+        names = ["id", *(window.behavior for window in self._windows), *(history.column for history in self._histories)]
+        self._run(f"CREATE TABLE ordered AS SELECT id, {', '.join([*labels, *histories])} FROM found ORDER BY id")
+        self._run("DROP TABLE found")
+        for batch in _rows(self._database, "ordered"):
+            yield pa.RecordBatch.from_arrays(batch.columns, names)
 
-    def _prepare_history(self, place: int, history: History) -> None:
-        """Makes, for a history, `block` (a user's events in blocks of its length) and `latest` (an impression's latest event).
+    def _add_histories(self, labels: Sequence[str], histories: Sequence[str]) -> None:
+        """Adds histories to the table `found`.
 
-        A history lies in two blocks, so the work does not grow with the square of a user's events.
+        DuckDB sorts, and they are made from the rows as they come: lists that it makes itself do not go to disk.
         """
+        places = [self.behaviors.index(history.behavior) for history in self._histories]
         self._run(
-            f"""CREATE TABLE past AS
-            SELECT "user", item, time, row_number() OVER (PARTITION BY "user" ORDER BY time, item) - 1 AS number
-            FROM distinct_events WHERE behavior = {self.behaviors.index(history.behavior)}"""
+            f"""CREATE TABLE timeline AS FROM (
+                FROM found UNION ALL BY NAME
+                SELECT "user", time, behavior, item FROM distinct_events WHERE list_contains({places}, behavior)
+            ) ORDER BY "user", time, behavior NULLS FIRST, item"""
         )
+        self._run("DROP TABLE distinct_events")
+        lists = [f"{history} {_sql_type(self._item)}[]" for history in histories]
         self._run(
-            # Sorted afterwards: list(item ORDER BY number) holds a sort for each block in memory, and never goes to disk.
-            f"""CREATE TABLE block{place} AS
-            SELECT "user", block, [event.item FOR event IN list_sort(events)] AS items
-            FROM (
-                SELECT "user", number // {history.length} AS block, list({{'number': number, 'item': item}}) AS events
-                FROM past GROUP BY ALL
-            )"""
+            f"CREATE OR REPLACE TABLE found (id BIGINT, {', '.join([*(f'{label} BIGINT' for label in labels), *lists])})"
         )
-        self._run(
-            f"""CREATE TABLE latest{place} AS
-            SELECT impressions.id, past."user", number // {history.length} AS block, number % {history.length} AS place
-            FROM impressions
-            ASOF JOIN (SELECT "user", time, max(number) AS number FROM past GROUP BY ALL) AS past
-            ON impressions."user" = past."user" AND impressions.time > past.time"""
-        )
-        self._run("DROP TABLE past")
+        builders = [HistoryBuilder(place, h.length, self._item) for place, h in zip(places, self._histories)]
+        last_user = pa.array([None], self._user)
+        # Read by a connection of its own, as rows are added meanwhile.
+        with contextlib.closing(self._database.cursor()) as reader:
+            for rows in _rows(reader, "timeline"):
+                users = pa.concat_arrays([last_user, rows.column("user")])
+                last_user = users.slice(len(rows))
+                is_new_user = pc.fill_null(pc.not_equal(users[1:], users[:-1]), True).to_numpy(zero_copy_only=False)
+                found = [builder.lists(rows, is_new_user) for builder in builders]
+                shown = rows.select(["id", *labels]).filter(rows.column("behavior").is_null())
+                self._add("found", pa.RecordBatch.from_arrays([*shown.columns, *found], ["id", *labels, *histories]))
+        self._run("DROP TABLE timeline")
 
     def _run(self, query: str) -> duckdb.DuckDBPyConnection:
         with explained():
             return self._database.execute(query)
 
 
-def _history_tables(place: int, history: History) -> str:
-    """Returns the joins that give each impression its latest event, and the block of that one and the one before."""
-    latest = f"latest{place}"
-    return f"""LEFT JOIN {latest} ON impressions.id = {latest}.id
-        LEFT JOIN block{place} AS new{place} ON new{place}."user" = {latest}."user" AND new{place}.block = {latest}.block
-        LEFT JOIN block{place} AS old{place} ON old{place}."user" = {latest}."user" AND old{place}.block = {latest}.block - 1"""
+def in_order(rows: pa.RecordBatchReader, memory_limit: str, spill: str) -> Iterator[pa.RecordBatch]:
+    """Yields rows in the order of their column `id`.
+
+    Args:
+      rows: The rows.
+      memory_limit: As for an `EventEngine`.
+      spill: As for an `EventEngine`.
+
+    Raises:
+      UsageError: The memory limit is no size.
+      Hm3Error: Memory or disk does not suffice.
+    """
+    with contextlib.closing(_connect(memory_limit, spill, threads=1)) as database:
+        database.register("numbered", rows)
+        with explained():
+            database.execute("CREATE TABLE ordered AS FROM numbered ORDER BY id")
+        yield from _rows(database, "ordered")
 
 
-def _history_items(place: int, history: History) -> str:
-    """Returns the list of the latest items: those of the block up to the latest event, filled up from the one before."""
-    end = f"latest{place}.place + 1"
-    return f"coalesce(list_reverse(list_concat(old{place}.items[{end} + 1:], new{place}.items[:{end}])), [])"
+def _rows(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a table in the order in which they came into it.
+
+    Rows that are to be sorted are sorted into a table: sorted for a reader, they take more memory.
+    """
+    with explained():
+        database.execute("SET preserve_insertion_order = true")
+        yield from database.execute(f"FROM {table}").to_arrow_reader(_BATCH_ROWS)
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+def _connect(memory_limit: str, spill: str, threads: int | None) -> duckdb.DuckDBPyConnection:
+    config: dict[str, Any] = {
+        "memory_limit": memory_limit,
+        "temp_directory": spill,
+        "preserve_insertion_order": False,
+        **({} if threads is None else {"threads": threads}),
+    }
+    try:
+        database = duckdb.connect(":memory:", config=config)
+    except duckdb.Error as error:
+        raise UsageError(f"--memory_limit: expected a size such as 2GiB, got {memory_limit!r}") from error
+    # Else a sort whose rows nearly fit keeps them all in memory, and leaves no room for its result.
+    database.execute("SET debug_force_external = true")
+    return database
 
 
 def _sql_type(key: pa.DataType) -> str:

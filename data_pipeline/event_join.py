@@ -3,21 +3,19 @@
 import collections
 import contextlib
 import dataclasses
-import itertools
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data_pipeline import storage
-from data_pipeline.event_engine import EventCounts, EventEngine, History, Window
-from data_pipeline.event_tables import EventColumns, EventTable, key_types
-from data_pipeline.sources.base import TableFiles
+from data_pipeline.event_engine import EventCounts, EventEngine, History, Window, joined_behaviors
+from data_pipeline.event_tables import EventTable, key_types
+from data_pipeline.joined_files import NewColumns, write_joined
 from hm3_tf.errors import DataError, UsageError
 from hm3_tf.progress import Progress
 
@@ -107,153 +105,193 @@ def _pairs(flag: str, text: str) -> list[tuple[str, str]]:
     return named
 
 
-def join_events(
-    impressions: TableFiles,
-    events: TableFiles,
-    output: str,
-    columns: EventColumns,
-    windows: Sequence[Window],
-    histories: Sequence[History],
-    memory_limit: str,
-) -> JoinReport:
-    """Writes impressions with their labels and histories as Parquet, a file for each of theirs, in the order of the log.
+@dataclasses.dataclass(frozen=True)
+class EventJoin:
+    """What is joined, and what becomes of it.
 
     An event belongs to the last impression of its user and item at or before it, if the window of its behavior reaches it.
     A history has the items of the user's events before the impression, whatever they belong to; events at its
     very time are not among them.
 
-    Args:
+    Attributes:
       impressions: User, item, time, and other columns, all of which are kept.
       events: User, item, time and behavior.
-      output: Folder to write, new or empty; it appears when complete, with the report as `_join.json`.
-      columns: Names of the columns to join by.
       windows: The labels, columns of int64 0 or 1 named as the behaviors.
       histories: Columns `<behavior>_history`: lists of items, the latest first; equal events are one.
+    """
+
+    impressions: EventTable
+    events: EventTable
+    windows: tuple[Window, ...]
+    histories: tuple[History, ...]
+
+    def check(self, output: str) -> None:
+        """Checks all that can be known before rows are read.
+
+        Args:
+          output: Folder to write.
+
+        Raises:
+          DataError: A column is missing or of a wrong type, or those of the two tables do not fit.
+          UsageError: Times are integers of no named unit, a new column has the name of one that is there, the tables share a
+            file, or the output is within one of them or not on this machine.
+        """
+        if storage.is_remote(output):
+            raise UsageError(f"--output: expected a folder of this machine, got {output!r}; copy it once it is there")
+        key_types(self.impressions, self.events)
+        self._check_new_columns()
+        self._check_paths(output)
+
+    def _check_new_columns(self) -> None:
+        known = self.impressions.files.dataset().schema.names
+        names = [*(window.behavior for window in self.windows), *(history.column for history in self.histories)]
+        for i, name in enumerate(names):
+            if name in known or name in names[:i]:
+                raise UsageError(
+                    f"--window, --history: expected names of new columns, got {name!r}, which is there already; rename that one"
+                )
+
+    def _check_paths(self, output: str) -> None:
+        tables = {"--impressions": self.impressions.files, "--events": self.events.files}
+        shared = set.intersection(*(set(files.dataset().files) for files in tables.values()))
+        if shared:
+            raise UsageError(f"--impressions, --events: expected files of their own, got {min(shared)} in both")
+        for flag, files in tables.items():
+            if storage.absolute(output).startswith(storage.absolute(files.path) + "/"):
+                raise UsageError(
+                    f"--output: expected a folder outside of {flag}, which would have it as rows of its own the next time, got "
+                    f"{output}"
+                )
+
+    def of_files(self, *, impressions: int | None = None, events: int | None = None) -> "EventJoin":
+        """Returns the same with the rows of one file of a table; by the file's number, None for all."""
+        shown, happened = (
+            table if file is None else dataclasses.replace(table, files=table.files.each()[file])
+            for table, file in ((self.impressions, impressions), (self.events, events))
+        )
+        return dataclasses.replace(self, impressions=shown, events=happened)
+
+    def engine(self, memory_limit: str, spill: str, threads: int | None = None) -> EventEngine:
+        """Returns an engine for it; the arguments are those of `EventEngine`."""
+        types = key_types(self.impressions, self.events)
+        return EventEngine(*types, self.windows, self.histories, memory_limit, spill, threads)
+
+    def impression_keys(self, first_id: int = 0) -> Iterator[pa.RecordBatch]:
+        """Yields what an engine needs of the impressions, which are numbered in their order from `first_id`.
+
+        Raises:
+          DataError: See `EventTable.batches`.
+        """
+        for keys in self.impressions.batches():
+            ids = pa.array(np.arange(first_id, first_id + len(keys[0])))
+            first_id += len(ids)
+            yield pa.RecordBatch.from_arrays([ids, *keys], ["id", "user", "item", "time"])
+
+    def event_keys(self, seen: collections.Counter[str]) -> Iterator[pa.RecordBatch]:
+        """Yields what an engine needs of the events.
+
+        Args:
+          seen: {behavior: events}, to which all are added; those of no window and no history are not yielded.
+
+        Raises:
+          DataError: See `EventTable.batches`.
+        """
+        known = pa.array(joined_behaviors(self.windows, self.histories), pa.string())
+        for *keys, behavior in self.events.batches():
+            seen.update({count["values"]: count["counts"] for count in pc.value_counts(behavior).to_pylist()})
+            places = pc.index_in(behavior, value_set=known)
+            batch = pa.RecordBatch.from_arrays([*keys, places], ["user", "item", "time", "behavior"])
+            yield batch.filter(pc.is_valid(places))
+
+    def joined_schema(self) -> pa.Schema:
+        """Returns the columns of the output: those of the impressions, the labels and the histories."""
+        _, item = key_types(self.impressions, self.events)
+        labels = [pa.field(window.behavior, pa.int64()) for window in self.windows]
+        histories = [pa.field(history.column, pa.list_(item)) for history in self.histories]
+        return pa.schema([*self.impressions.files.dataset().schema, *labels, *histories])
+
+    def require_rows(self, impressions: int) -> None:
+        """Checks that there are impressions.
+
+        Raises:
+          DataError: There are none.
+        """
+        if not impressions:
+            raise DataError(f"{self.impressions.files.path}: expected impressions, got none; check --impressions")
+
+    def without_window(self, seen: Mapping[str, int]) -> dict[str, int]:
+        """Returns {behavior: events} of those that are no label."""
+        labels = {window.behavior for window in self.windows}
+        return {behavior: count for behavior, count in sorted(seen.items()) if behavior not in labels}
+
+    def count_labels(self, rows: pa.Table) -> dict[str, int]:
+        """Returns {behavior: rows that have it}."""
+        return {window.behavior: pc.sum(rows.column(window.behavior)).as_py() for window in self.windows}
+
+
+def join_events(join: EventJoin, output: str, memory_limit: str) -> JoinReport:
+    """Writes impressions with their labels and histories as Parquet, a file for each of theirs, in the order of the log.
+
+    Args:
+      join: What is joined.
+      output: Folder to write, new or empty; it appears when complete, with the report as `_join.json`.
       memory_limit: What DuckDB may hold in memory, as `2GiB`; beyond it, it writes to disk beside `output`.
 
     Returns:
       What was found.
 
     Raises:
-      DataError: A column is missing or of a wrong type, a value is missing, or there are no impressions.
+      DataError: See `EventJoin.check`; or a value is missing, a file cannot be read, or there are no impressions.
       Hm3Error: Memory or disk does not suffice, or the folder cannot be written.
-      UsageError: Times are integers of no named unit, a new column has the name of one that is there, or a flag cannot be used.
+      UsageError: See `EventJoin.check`; or the memory limit is no size.
     """
-    if storage.is_remote(output):
-        raise UsageError(f"--output: expected a folder of this machine, got {output!r}; copy it once it is there")
-    shown = EventTable(impressions, columns, has_behavior=False)
-    happened = EventTable(events, columns, has_behavior=True)
-    types = key_types(shown, happened)
-    _check_new_columns(impressions, windows, histories)
+    join.check(output)
+    rows, seen = 0, collections.Counter[str]()
     with storage.staged_folder(output) as folder:
         with (
             tempfile.TemporaryDirectory(prefix="spill-", dir=folder) as spill,
-            contextlib.closing(EventEngine(*types, windows, histories, memory_limit, spill)) as engine,
+            contextlib.closing(join.engine(memory_limit, spill)) as engine,
         ):
-            rows = _add_impressions(engine, shown)
-            other_events = _add_events(engine, happened, {window.behavior for window in windows})
+            with Progress("read impressions", None) as progress:
+                for keys in join.impression_keys():
+                    engine.add_impressions(keys)
+                    rows += keys.num_rows
+                    progress.advance(keys.num_rows)
+            join.require_rows(rows)
+            with Progress("read events", None) as progress:
+                for keys in join.event_keys(seen):
+                    engine.add_events(keys)
+                    progress.advance(keys.num_rows)
             same_impressions, counts = engine.count_same_impressions(), engine.join()
-            labelled = _write(folder, impressions, engine.columns(), windows, rows)
-        report = JoinReport(rows, same_impressions, labelled, counts, other_events)
-        storage.write_text(storage.join(folder, "_join.json"), json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+            labelled = _write(join, folder, engine.columns(), rows)
+        report = JoinReport(rows, same_impressions, labelled, counts, join.without_window(seen))
+        write_report(folder, report)
     return report
 
 
-def _check_new_columns(impressions: TableFiles, windows: Sequence[Window], histories: Sequence[History]) -> None:
-    known = impressions.dataset().schema.names
-    names = [*(window.behavior for window in windows), *(history.column for history in histories)]
-    for i, name in enumerate(names):
-        if name in known or name in names[:i]:
-            raise UsageError(
-                f"--window, --history: expected names of new columns, got {name!r}, which is there already; rename that one"
-            )
-
-
-def _add_impressions(engine: EventEngine, table: EventTable) -> int:
-    """Gives the engine all impressions, numbered in their order, and returns how many there are."""
-    rows = 0
-    with Progress("read impressions", None) as progress:
-        for keys in table.batches():
-            size = len(keys[0])
-            ids = pa.array(np.arange(rows, rows + size))
-            engine.add_impressions(pa.RecordBatch.from_arrays([ids, *keys], ["id", "user", "item", "time"]))
-            rows += size
-            progress.advance(size)
-    if not rows:
-        raise DataError(f"{table.files.path}: expected impressions, got none; check --impressions")
-    return rows
-
-
-def _add_events(engine: EventEngine, table: EventTable, labels: set[str]) -> dict[str, int]:
-    """Gives the engine the events of its behaviors, and returns {behavior: events} of those that are no label."""
-    known = pa.array(engine.behaviors, pa.string())
-    others: collections.Counter[str] = collections.Counter()
-    with Progress("read events", None) as progress:
-        for *keys, behavior in table.batches():
-            found = pc.value_counts(behavior).to_pylist()
-            others.update({count["values"]: count["counts"] for count in found if count["values"] not in labels})
-            places = pc.index_in(behavior, value_set=known)
-            batch = pa.RecordBatch.from_arrays([*keys, places], ["user", "item", "time", "behavior"])
-            engine.add_events(batch.filter(pc.is_valid(places)))
-            progress.advance(len(behavior))
-    return dict(sorted(others.items()))
-
-
-def _write(
-    folder: str, impressions: TableFiles, columns: Iterator[pa.RecordBatch], windows: Sequence[Window], rows: int
-) -> dict[str, int]:
+def _write(join: EventJoin, folder: str, columns: Iterator[pa.RecordBatch], rows: int) -> dict[str, int]:
     """Writes the impressions with new columns, and returns {behavior: impressions that have it}."""
-    labelled = {window.behavior: 0 for window in windows}
-    aligned = _Aligned(columns, rows, impressions.path)
+    files, schema = join.impressions.files, join.joined_schema()
+    new_columns = NewColumns(columns, files.path)
+    labelled = collections.Counter[str]()
     with Progress("write impressions", rows) as progress:
-        files = itertools.groupby(impressions.batches(), key=lambda batch: batch.file)
-        for number, (_, batches) in enumerate(files):
-            joined = (_joined(batch.rows, aligned.take(batch.rows.num_rows)) for batch in batches)
-            first = next(joined)
-            path = storage.join(folder, f"part-{number:05d}.parquet")
-            with pq.ParquetWriter(path, first.schema, compression="zstd") as file:
-                for table in itertools.chain([first], joined):
-                    file.write_table(table)
-                    progress.advance(table.num_rows)
-                    for name in labelled:
-                        labelled[name] += pc.sum(table.column(name)).as_py() or 0
-    aligned.check_end()
-    return labelled
+        for number, part in enumerate(files.each()):
+            path = storage.join(folder, part_name(number))
+            for table in write_joined(path, part, new_columns, schema):
+                labelled.update(join.count_labels(table))
+                progress.advance(table.num_rows)
+    new_columns.check_end()
+    return dict(labelled)
 
 
-class _Aligned:
-    """Rows of batches, taken in other numbers than they come in; `rows` in all, for the impressions of `path`."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch], rows: int, path: str) -> None:
-        self._batches, self._left, self._path = batches, rows, path
-        self._waiting = pa.Table.from_batches([next(batches)])
-
-    def take(self, rows: int) -> pa.Table:
-        """Returns the next rows."""
-        self._left -= rows
-        if self._left < 0:
-            raise self._changed()
-        parts = [self._waiting]
-        while sum(part.num_rows for part in parts) < rows:
-            parts.append(pa.Table.from_batches([next(self._batches)]))
-        table = pa.concat_tables(parts)
-        self._waiting = table.slice(rows)
-        return table.slice(0, rows)
-
-    def check_end(self) -> None:
-        """Checks that all rows were taken."""
-        if self._left:
-            raise self._changed()
-
-    def _changed(self) -> DataError:
-        return DataError(
-            f"{self._path}: expected the impressions to stay as they are during the join, but their number changed; join them "
-            "again once they are written"
-        )
+def part_name(number: int) -> str:
+    """Returns the name of the output for the impressions' file of this number."""
+    return f"part-{number:05d}.parquet"
 
 
-def _joined(rows: pa.RecordBatch, columns: pa.Table) -> pa.Table:
-    return pa.table([*rows.columns, *columns.columns], names=[*rows.schema.names, *columns.column_names])
+def write_report(folder: str, report: JoinReport) -> None:
+    """Writes the report beside the files of the output."""
+    storage.write_text(storage.join(folder, "_join.json"), json.dumps(dataclasses.asdict(report), indent=1) + "\n")
 
 
 def join_table(report: JoinReport) -> str:

@@ -92,14 +92,17 @@ class EventTable:
           DataError: A value is missing or out of range, or a file cannot be read.
         """
         for batch in self.files.batches(self.names):
-            user, item, time, *behavior = (_present(batch, name) for name in self.names)
+            user, item, time, *behavior = (batch.rows.column(name) for name in self.names)
             try:
-                yield [_key(user), _key(item), self._nanoseconds(time), *map(_key, behavior)]
+                keys = [_key(user), _key(item), self._nanoseconds(time), *map(_key, behavior)]
             except pa.ArrowInvalid as error:
                 raise DataError(
                     f"{batch.file}: rows after {batch.first_row}: expected ids below 2^63 and times from 1678 to 2262 in the "
                     f"unit {self.columns.time_unit or time.type}, got: {error}; see --time_unit"
                 ) from error
+            for name, values in zip(self.names, keys):
+                _require_values(batch, name, values)
+            yield keys
 
     def _nanoseconds(self, times: pa.Array) -> pa.Array:
         if pa.types.is_timestamp(times.type):
@@ -155,12 +158,9 @@ def _key(values: pa.Array) -> pa.Array:
     return pc.cast(values, pa.string() if _is_text(values.type) else pa.int64())
 
 
-def _present(batch: SourceBatch, name: str) -> pa.Array:
-    """Returns a column that has a value in every row."""
-    values = batch.rows.column(name)
+def _require_values(batch: SourceBatch, name: str, values: pa.Array) -> None:
     if values.null_count:
         row = batch.first_row + pc.index(pc.is_null(values), True).as_py()
         raise DataError(
             f"{batch.file}: row {row}: expected a value of column {name!r}, got null; leave such rows out before the join"
         )
-    return values

@@ -26,10 +26,11 @@ def ray_tasks(address: str | None = None) -> Iterator[Run]:
       Hm3Error: Ray is not installed, or there is no cluster at the address.
     """
     with connected(address, os.cpu_count() or 1):
-        yield _run
+        yield run_tasks
 
 
-def _run(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def run_tasks(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Is a `Run` within a connection to Ray."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans, and that its bars are off

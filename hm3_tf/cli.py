@@ -115,25 +115,46 @@ def _define_join(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
         "time_unit", None, ("s", "ms", "us", "ns"), "Unit of times that are integers.", flag_values=values
     )
     _string(values, "memory_limit", "2GiB", "What DuckDB may hold in memory; the rest is on disk beside --output.")
+    _choice(
+        values,
+        "engine",
+        "local",
+        ("local", "ray"),
+        "local: this process; ray: a Ray cluster, a share of the users a task.",
+    )
+    _define_ray_address(values)
 
 
 def _join(values: flags.FlagValues) -> None:
     try:
-        from data_pipeline.event_join import join_events, join_table, parse_histories, parse_windows
+        from data_pipeline.event_join import EventJoin, join_events, join_table, parse_histories, parse_windows
     except ModuleNotFoundError as error:
         _explain_extra("join", ("duckdb",), error)
         raise
-    from data_pipeline.event_tables import EventColumns
+    from data_pipeline import storage
+    from data_pipeline.event_tables import EventColumns, EventTable
     from data_pipeline.sources.base import TableFiles
 
-    impressions, events = (
-        TableFiles(path, "csv" if path.endswith(".csv") else "parquet") for path in (values.impressions, values.events)
-    )
+    _refuse_idle_address(values)
     columns = EventColumns(
         values.user_column, values.item_column, values.time_column, values.behavior_column, values.time_unit
     )
-    windows, histories = parse_windows(values.window), parse_histories(values.history)
-    report = join_events(impressions, events, values.output, columns, windows, histories, values.memory_limit)
+    impressions, events = (
+        TableFiles(storage.absolute(path), "csv" if path.endswith(".csv") else "parquet")
+        for path in (values.impressions, values.events)
+    )
+    join = EventJoin(
+        EventTable(impressions, columns, has_behavior=False),
+        EventTable(events, columns, has_behavior=True),
+        parse_windows(values.window),
+        parse_histories(values.history),
+    )
+    if values.engine == "ray":
+        from data_pipeline.ray_join import join_on_ray
+
+        report = join_on_ray(join, values.output, values.memory_limit, values.ray_address)
+    else:
+        report = join_events(join, values.output, values.memory_limit)
     print(f"wrote {values.output}: {report.impressions:,} impressions\n{join_table(report)}")
 
 

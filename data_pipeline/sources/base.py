@@ -158,6 +158,10 @@ class TableFiles:
             parts[-1].append(piece)
         return [dataclasses.replace(self, pieces=tuple(pieces)) for pieces in parts]
 
+    def each(self) -> list["TableFiles"]:
+        """Returns each of the files by itself, in order."""
+        return [dataclasses.replace(self, pieces=(Piece(i),)) for i in range(len(self.dataset().files))]
+
     def count_rows(self) -> int:
         """Returns the number of rows.
 

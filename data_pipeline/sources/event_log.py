@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.event_engine import EventCounts, History, Window
-from data_pipeline.event_join import JoinReport, join_events, join_table
-from data_pipeline.event_tables import EventColumns
+from data_pipeline.event_join import EventJoin, JoinReport, join_events, join_table
+from data_pipeline.event_tables import EventColumns, EventTable
 from data_pipeline.event_visits import VISIT, write_visits
 from data_pipeline.records import arrow_type
 from data_pipeline.schema import VARIABLE, Column, Level, Schema
@@ -136,8 +136,10 @@ class EventLog:
             os.rename(log, os.path.join(events, "log.parquet"))
             log, visits = os.path.join(events, "log.parquet"), os.path.join(events, "visits.parquet")
             if write_visits(log, visits, _MEMORY_LIMIT, folder):
-                tables = TableFiles(visits, "parquet"), TableFiles(events, "parquet")
-                reports.append(join_events(*tables, joined, _COLUMNS, self._windows(), (_HISTORY,), _MEMORY_LIMIT))
+                shown = EventTable(TableFiles(visits, "parquet"), _COLUMNS, has_behavior=False)
+                happened = EventTable(TableFiles(events, "parquet"), _COLUMNS, has_behavior=True)
+                join = EventJoin(shown, happened, self._windows(), (_HISTORY,))
+                reports.append(join_events(join, joined, _MEMORY_LIMIT))
                 yield from (self._finish(batch.rows) for batch in TableFiles(joined, "parquet").batches())
 
     def _checked(self, make: Maker) -> Maker:

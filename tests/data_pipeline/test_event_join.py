@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import math
 import os
 from typing import NamedTuple
 
@@ -13,40 +14,43 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.event_engine import EventCounts, History, Window
-from data_pipeline.event_join import join_events, join_table, parse_histories, parse_windows
-from data_pipeline.event_tables import EventColumns
+from data_pipeline import event_join as event_join_module
+from data_pipeline.event_engine import EventCounts, EventEngine, History, Window
+from data_pipeline.event_join import EventJoin, join_events, join_table, parse_histories, parse_windows
+from data_pipeline.event_tables import EventColumns, EventTable
 from data_pipeline.sources.base import TableFiles
 from hm3_tf.errors import DataError, Hm3Error, UsageError
 
 COLUMNS = EventColumns("user", "item", "time", "behavior", "ns")
+INT64 = pa.int64()
 WINDOWS = (Window("click", 3), Window("buy", 9))
 HISTORIES = (History("click", 2), History("view", 3))
 
 
 class Shown(NamedTuple):
-    user: int
-    item: int
+    user: int | str
+    item: int | str
     time: int
 
 
 class Event(NamedTuple):
-    user: int
-    item: int
+    user: int | str
+    item: int | str
     time: int
     behavior: str
 
 
-def key_columns(rows):
-    return {name: pa.array([getattr(row, name) for row in rows], pa.int64()) for name in Shown._fields}
+def key_columns(rows, key):
+    types = {"user": key, "item": key, "time": pa.int64()}
+    return {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in types.items()}
 
 
-def shown_table(rows):
-    return pa.table({**key_columns(rows), "row": list(range(len(rows)))})
+def shown_table(rows, key=INT64):
+    return pa.table({**key_columns(rows, key), "row": list(range(len(rows)))})
 
 
-def event_table(rows):
-    return pa.table({**key_columns(rows), "behavior": pa.array([row.behavior for row in rows], pa.string())})
+def event_table(rows, key=INT64):
+    return pa.table({**key_columns(rows, key), "behavior": pa.array([row.behavior for row in rows], pa.string())})
 
 
 def join(folder, impressions, events, *, columns=COLUMNS, windows=WINDOWS, histories=HISTORIES, memory_limit="1GiB"):
@@ -56,9 +60,17 @@ def join(folder, impressions, events, *, columns=COLUMNS, windows=WINDOWS, histo
     for name, rows in (("impressions", impressions), ("events", events)):
         os.makedirs(folder / name, exist_ok=True)
         pq.write_table(rows, folder / name / "0.parquet")
-    files = [TableFiles(str(folder / name), "parquet") for name in ("impressions", "events")]
-    report = join_events(*files, str(folder / "joined"), columns, windows, histories, memory_limit)
+    tables = folder / "impressions", folder / "events"
+    report = join_events(event_join(*tables, columns, windows, histories), str(folder / "joined"), memory_limit)
     return pq.read_table(folder / "joined"), report
+
+
+def event_join(impressions, events, columns=COLUMNS, windows=WINDOWS, histories=()):
+    tables = (
+        EventTable(TableFiles(str(path), "parquet"), columns, is_events)
+        for path, is_events in ((impressions, False), (events, True))
+    )
+    return EventJoin(*tables, windows, histories)
 
 
 def search(impressions, events):
@@ -97,15 +109,19 @@ def past_items(row, behavior, events):
     return [event.item for event in sorted(past, key=lambda event: (event.time, event.item), reverse=True)]
 
 
-USERS, ITEMS, TIMES = st.integers(0, 1), st.integers(0, 2), st.integers(0, 15)
+USERS, ITEMS, TIMES = st.integers(0, 1), st.integers(-1, 1), st.integers(-5, 10)
 IMPRESSIONS = st.lists(st.builds(Shown, USERS, ITEMS, TIMES), min_size=1, max_size=12)
 EVENTS = st.lists(st.builds(Event, USERS, ITEMS, TIMES, st.sampled_from(["click", "buy", "view", "wish"])), max_size=40)
 
 
 @settings(max_examples=40, deadline=None)
-@given(impressions=IMPRESSIONS, events=EVENTS)
-def test_the_join_equals_a_search_through_all_rows(tmp_path_factory, impressions, events):
-    joined, report = join(tmp_path_factory.mktemp("join"), impressions, events)
+@given(impressions=IMPRESSIONS, events=EVENTS, key=st.sampled_from([int, str]))
+def test_the_join_equals_a_search_through_all_rows(tmp_path_factory, impressions, events, key):
+    impressions, events = (
+        [row._replace(user=key(row.user), item=key(row.item)) for row in rows] for rows in (impressions, events)
+    )
+    kind = pa.int64() if key is int else pa.string()
+    joined, report = join(tmp_path_factory.mktemp("join"), shown_table(impressions, kind), event_table(events, kind))
     labels, histories, counts = search(impressions, events)
     assert joined.select(["click", "buy"]).to_pylist() == labels
     assert joined.select(["click_history", "view_history"]).to_pylist() == histories
@@ -191,6 +207,30 @@ def test_times_of_several_units_meet(tmp_path):
     assert joined.column("click").to_pylist() == [1, 0]
 
 
+def test_times_of_several_zones_meet(tmp_path):
+    at = pa.array([0, 60], pa.int64())
+    impressions = pa.table({"user": [1, 2], "item": [1, 1], "time": at.cast(pa.timestamp("s", "UTC"))})
+    clicks = at.cast(pa.timestamp("s", "Asia/Tokyo"))
+    events = pa.table({"user": [1, 2], "item": [1, 1], "time": clicks, "behavior": ["click"] * 2})
+    _, report = join(tmp_path, impressions, events, windows=parse_windows("click:0s"), histories=())
+    assert report.labelled == {"click": 2}
+
+
+def test_a_delay_of_centuries_is_late(tmp_path):
+    """An impression of 1690 and a click of 2250: more nanoseconds than an int64 has."""
+    _, report = join(tmp_path, [Shown(1, 1, -8_800_000_000 * 10**9)], [Event(1, 1, 8_800_000_000 * 10**9, "click")])
+    assert report.events["click"] == EventCounts(joined=0, late=1, without_impression=0, duplicates=0)
+
+
+def test_labels_may_have_any_names(tmp_path):
+    """Those of DuckDB's own columns too, and one name in small letters and in capitals."""
+    windows = [Window(name, 3) for name in ("id", "click", "Click", "label0", 'a"b')]
+    events = [Event(1, 1, 5, name) for name in ("Click", 'a"b')]
+    joined, _ = join(tmp_path, [Shown(1, 1, 5)], events, windows=tuple(windows), histories=(History("Click", 2),))
+    found = joined.drop_columns(["user", "item", "time", "row"]).to_pylist()
+    assert found == [{"id": 0, "click": 0, "Click": 1, "label0": 0, 'a"b': 1, "Click_history": []}]
+
+
 def test_a_file_of_impressions_becomes_a_file_with_the_same_columns_and_rows(tmp_path):
     os.makedirs(tmp_path / "impressions")
     kept = {
@@ -202,8 +242,8 @@ def test_a_file_of_impressions_becomes_a_file_with_the_same_columns_and_rows(tmp
     pq.write_table(rows.slice(0, 1), tmp_path / "impressions" / "a.parquet")
     pq.write_table(rows.slice(1), tmp_path / "impressions" / "b.parquet")
     pq.write_table(event_table([Event(1, 2, 6, "click"), Event(2, 1, 6, "buy")]), tmp_path / "events.parquet")
-    files = [TableFiles(str(tmp_path / name), "parquet") for name in ("impressions", "events.parquet")]
-    report = join_events(*files, str(tmp_path / "joined"), COLUMNS, WINDOWS, (), "1GiB")
+    job = event_join(tmp_path / "impressions", tmp_path / "events.parquet")
+    report = join_events(job, str(tmp_path / "joined"), "1GiB")
     assert sorted(os.listdir(tmp_path / "joined")) == ["_join.json", "part-00000.parquet", "part-00001.parquet"]
     assert pq.read_table(tmp_path / "joined" / "part-00000.parquet").num_rows == 1
     joined = pq.read_table(tmp_path / "joined")
@@ -229,6 +269,15 @@ BAD_TABLES = {
     "a time of text": ({}, {"time": ["a", "b"]}, None, "expected timestamps or integers in column 'time', got string"),
     "a behavior that is a number": ({}, {"behavior": [1, 2]}, None, "expected text in column 'behavior', got int64"),
     "ids of two kinds": ({"user": ["1", "2"]}, {}, None, "got string in impressions and int64 in events; cast one"),
+    "a null item": ({"item": [None, 3]}, {}, None, "row 0: expected a value of column 'item', got null"),
+    "a null time": ({"time": [1, None]}, {}, None, "row 1: expected a value of column 'time', got null"),
+    "a time that is not a number": (
+        {"time": [1.0, math.nan]},
+        {},
+        None,
+        "expected timestamps or integers in column 'time'",
+    ),
+    "an id without room": ({"item": pa.array([1, 2**63], pa.uint64())}, {}, None, "expected ids below 2^63"),
     "a null user": ({}, {"user": [1, None]}, None, "row 1: expected a value of column 'user', got null"),
     "a null behavior": (
         {},
@@ -271,6 +320,60 @@ def test_a_memory_limit_that_is_none_or_too_low_is_named(tmp_path):
     assert "give it more memory (--memory_limit)" in error_of(tmp_path, *tables, memory_limit="1KB")
 
 
+def test_files_are_of_one_table_and_not_of_the_output(tmp_path):
+    os.makedirs(tmp_path / "log" / "events")
+    pq.write_table(event_table([Event(1, 1, 1, "click")]), tmp_path / "log" / "events" / "0.parquet")
+    with pytest.raises(UsageError, match="expected files of their own, got .*/log/events/0.parquet in both"):
+        join_events(event_join(tmp_path / "log", tmp_path / "log" / "events"), str(tmp_path / "joined"), "1GiB")
+    pq.write_table(shown_table([Shown(1, 1, 1)]), tmp_path / "shown.parquet")
+    job = event_join(tmp_path / "shown.parquet", tmp_path / "log" / "events")
+    with pytest.raises(UsageError, match="--output: expected a folder outside of --events"):
+        join_events(job, str(tmp_path / "log" / "events" / "joined"), "1GiB")
+
+
+def random_tables(rows):
+    """Returns impressions, and three times as many events that follow some of them."""
+    rng = np.random.default_rng(0)
+    shown = {
+        "user": rng.integers(0, 2_000, rows),
+        "item": rng.integers(0, 500, rows),
+        "time": rng.integers(0, 10**6, rows),
+    }
+    events = pa.table(shown).take(rng.integers(0, rows, 3 * rows))
+    times = pa.array(events.column("time").to_numpy() + rng.integers(0, 1_000, 3 * rows))
+    behaviors = pa.array(rng.choice(["click", "buy", "view"], 3 * rows))
+    return pa.table(shown), events.set_column(2, "time", times).append_column("behavior", behaviors)
+
+
+def test_a_join_that_goes_to_disk_finds_the_same(tmp_path, monkeypatch):
+    tables = random_tables(100_000)
+    spilled = []
+
+    class Watched(EventEngine):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self._spill = arguments[5]
+
+        def join(self):
+            counts = super().join()
+            spilled.append(sum(os.path.getsize(os.path.join(self._spill, name)) for name in os.listdir(self._spill)))
+            return counts
+
+    monkeypatch.setattr(event_join_module, "EventEngine", Watched)
+    windows = Window("click", 300), Window("buy", 900)
+    results = [
+        join(tmp_path / limit, *tables, windows=windows, histories=(History("view", 20),), memory_limit=limit)
+        for limit in ("2GiB", "48MiB")
+    ]
+    assert spilled[0] == 0 < spilled[1]
+    assert results[0] == results[1]
+
+
+def test_a_join_that_runs_out_of_memory_on_its_way_leaves_nothing(tmp_path):
+    message = error_of(tmp_path, *random_tables(100_000), memory_limit="16MiB")
+    assert "expected room for its tables, got: Out of Memory Error" in message and "(--memory_limit)" in message
+
+
 @pytest.mark.parametrize("times", [0, 2])
 def test_impressions_that_change_meanwhile_are_refused(tmp_path, times):
     class Changing(TableFiles):
@@ -280,10 +383,11 @@ def test_impressions_that_change_meanwhile_are_refused(tmp_path, times):
 
     pq.write_table(pa.table(GOOD), tmp_path / "impressions.parquet")
     pq.write_table(pa.table(GOOD_EVENTS), tmp_path / "events.parquet")
-    impressions = Changing(str(tmp_path / "impressions.parquet"), "parquet")
-    events = TableFiles(str(tmp_path / "events.parquet"), "parquet")
+    job = event_join(tmp_path / "impressions.parquet", tmp_path / "events.parquet")
+    files = Changing(job.impressions.files.path, "parquet")
+    job = dataclasses.replace(job, impressions=dataclasses.replace(job.impressions, files=files))
     with pytest.raises(DataError, match="their number changed"):
-        join_events(impressions, events, str(tmp_path / "joined"), COLUMNS, WINDOWS, (), "1GiB")
+        join_events(job, str(tmp_path / "joined"), "1GiB")
     assert sorted(os.listdir(tmp_path)) == ["events.parquet", "impressions.parquet"]
 
 

@@ -20,6 +20,7 @@ from data_pipeline.folder import DataFolder
 from hm3_tf.cli import VERBS, _status
 from hm3_tf.config import Config
 
+JOIN = ["--impressions=x", "--events=x", "--output=y"]
 TINY = [
     f"--config={pathlib.Path(__file__).parents[2]}/configs/hm3.py",
     "--config.model.tower_units=(8,4)",
@@ -104,7 +105,11 @@ def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
         ),
         (["convert", "--source=parqet", "--input=x", "--output_dir=y"], "did you mean 'parquet'"),
         (["convert", "--source=csv", "--input=x", "--output_dir=y"], "expected --schema=schema.json or --behaviors"),
-        (["join", "--impressions=x", "--events=x", "--output=y", "--window=click"], "--window: expected behavior:"),
+        (["join", *JOIN, "--window=click"], "--window: expected behavior:"),
+        (
+            ["join", *JOIN, "--window=click:1m", "--ray_address=auto"],
+            "--ray_address: expected --engine=ray beside it, got --engine=local",
+        ),
         (["convert", "--source=csv", "--input=x", "--output_dir=y", "--split=half"], "--split: expected date:"),
         (
             ["validate", "--data_dir=x", "--output=y.txt"],
