@@ -135,7 +135,7 @@ def load_index(folder: str) -> SplitIndex:
     if index is None:
         index = scan(find_shards(folder))
     else:
-        _check_sizes(index)
+        check_sizes(index)
     if index.rows == 0:
         raise empty_split(folder)
     return index
@@ -184,7 +184,12 @@ def stored_index(folder: str) -> SplitIndex | None:
     return SplitIndex(record_format, files, sizes, blocks)
 
 
-def _check_sizes(index: SplitIndex) -> None:
+def check_sizes(index: SplitIndex) -> None:
+    """Checks that the shards are as long as their index says.
+
+    Raises:
+      DataError: One is not there, or not as long.
+    """
     for file, size in zip(index.files, index.file_bytes):
         found = tf.io.gfile.stat(file).length if tf.io.gfile.exists(file) else None
         if found != size:

@@ -6,7 +6,7 @@ one follows by its length, or where that is corrupt too, at the next byte offset
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -32,7 +32,7 @@ from hm3_tf.errors import DataError
 
 _LOGGER = logging.getLogger(__name__)
 _BAD_COLUMNS = (tf.errors.InvalidArgumentError, UnicodeDecodeError)  # the latter of a message that quotes the record
-_CHECKED_TOGETHER = {"packed": 1, "row": BLOCK_ROWS}  # records: a packed one has as many rows as its own lists say
+_PARSED_TOGETHER = {"packed": 1, "row": BLOCK_ROWS}  # records: lists of packed ones must not make up for each other
 
 
 def sound_index(folder: str, schema: Schema, bad: BadRecords) -> SplitIndex:
@@ -58,13 +58,8 @@ def sound_index(folder: str, schema: Schema, bad: BadRecords) -> SplitIndex:
     record_format = known.record_format if known else _detect_format(files)
     check = _checker(record_format, [column for column in schema.columns if column.role != "ignored"])
     shards = known.shards() if known else [None] * len(files)
-    salvaged = [_Salvage(file, record_format, check, shard, bad) for file, shard in zip(files, shards)]
-    index = SplitIndex(
-        record_format,
-        tuple(files),
-        tuple(shard.size for shard in salvaged),
-        join_blocks([shard.blocks() for shard in salvaged]),
-    )
+    blocks = [_Salvage(file, record_format, check, shard, bad).blocks() for file, shard in zip(files, shards)]
+    index = SplitIndex(record_format, tuple(files), tuple(map(_size, files)), join_blocks(blocks))
     if known and index.rows + bad.rows != known.rows and all(record.rows is not None for record in bad.records):
         _LOGGER.warning(
             "%s/%s tells of %d rows, its shards have %d; read as they are", folder, INDEX_FILE, known.rows, index.rows
@@ -85,87 +80,121 @@ def _known_index(folder: str, bad: BadRecords) -> SplitIndex | None:
 def _detect_format(files: Sequence[str]) -> str:
     """Returns the format of the first record that is an Example."""
     for file in files:
-        for _, records in _walk(file, _size(file), "packed", (), lambda *lost: None):
-            try:
-                features = tf.io.parse_example(records, {ROWS_KEY: tf.io.VarLenFeature(tf.int64)})
-                return "packed" if len(features[ROWS_KEY].values) else "row"
-            except _BAD_COLUMNS:
-                continue
+        for offset, sizes in _walk(file, (), lambda *lost: None):
+            for start in (offset + np.cumsum(sizes) - sizes).tolist():
+                try:
+                    record = _read(file, start, 1)
+                    rows = tf.io.parse_example(record, {ROWS_KEY: tf.io.VarLenFeature(tf.int64)})[ROWS_KEY].values
+                    return "packed" if len(rows) else "row"
+                except _BAD_COLUMNS:
+                    continue
     return "row"
-
-
-_Check = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-
-
-def _checker(record_format: str, columns: Sequence[Column]) -> _Check:
-    """Returns a function of records, string [n], that returns their (bytes, rows), and fails if one does not hold the columns."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-    def check(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        parsed = PARSERS[record_format](records, columns)
-        with tf.control_dependencies(list(parsed.values())):
-            sizes = tf.strings.length(records)
-        rows = tf.shape(next(iter(parsed.values())))[0] // tf.maximum(tf.size(records), 1)
-        return tf.cast(sizes, tf.int64), tf.fill(tf.shape(sizes), tf.cast(rows, tf.int64))
-
-    return check
 
 
 def _size(file: str) -> int:
     return tf.io.gfile.stat(file).length if tf.io.gfile.exists(file) else 0
 
 
-def _records(file: str, offset: int, batch: int) -> tf.data.Dataset:
-    """Returns the records of a shard from a byte offset on, string [batch]."""
+def _records(file: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
+    """Returns the records of a shard from a byte offset on, string scalars."""
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=file[tf.newaxis], compression_type="", buffer_size=262_144, byte_offsets=offset[tf.newaxis]
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
-    def read(start: tf.Tensor) -> tf.data.Dataset:
-        variant = tf.raw_ops.TFRecordDatasetV2(
-            filenames=[file], compression_type="", buffer_size=262_144, byte_offsets=start[tf.newaxis]
-        )
-        return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
-    return tf.data.Dataset.from_tensors(tf.constant(offset, tf.int64)).flat_map(read).batch(batch)
+_PLACE = (tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64))
+_COUNT = tf.TensorSpec([], tf.int64)
+
+
+@tf.function(input_signature=[*_PLACE, _COUNT], autograph=False)
+def _read(file: tf.Tensor, offset: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Returns `count` records of a shard, string [count]."""
+    return _records(file, offset).take(count).batch(count).get_single_element()
+
+
+@tf.function(input_signature=[*_PLACE, _COUNT], autograph=False)
+def _sound_lengths(file: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Returns the bytes of the data of the records with right checksums from an offset on, up to the first other one."""
+    lengths = _records(file, offset).ignore_errors().batch(BLOCK_ROWS).map(tf.strings.length)
+    none = tf.data.Dataset.from_tensors(tf.zeros([0], tf.int32))
+    most_batches = size // FRAMING // BLOCK_ROWS + 2
+    together = lengths.concatenate(none).padded_batch(most_batches, [None], tf.constant(-1)).get_single_element()
+    return tf.cast(tf.boolean_mask(together, together >= 0), tf.int64)
+
+
+_Check = Callable[[str, int, int], tf.Tensor]
+
+
+def _checker(record_format: str, columns: Sequence[Column]) -> _Check:
+    """Returns a function that takes file, byte offset and number of records, and returns the rows of each, int64 [records].
+
+    It fails with one of `_BAD_COLUMNS` where a record does not hold the columns.
+    """
+    together = _PARSED_TOGETHER[record_format]
+
+    def parse(records: tf.Tensor) -> tf.Tensor:
+        columns_read = PARSERS[record_format](records, columns)
+        with tf.control_dependencies(list(columns_read.values())):
+            return tf.shape(next(iter(columns_read.values())), tf.int64)[0]
+
+    @tf.function(input_signature=[*_PLACE, _COUNT], autograph=False)
+    def check(file: tf.Tensor, offset: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        batches = _records(file, offset).take(count).batch(together)
+        rows = batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE).batch(count).get_single_element()
+        return rows if record_format == "packed" else tf.ones([count], tf.int64)
+
+    return check
 
 
 _Lose = Callable[[int, int, str, int | None], None]
 """Is told of what is lost: its byte offset, that of what follows, the reason, and the records if their number is known."""
 
 
-def _walk(
-    file: str, size: int, record_format: str, places: Sequence[int], lose: _Lose
-) -> Iterator[tuple[int, tf.Tensor]]:
-    """Yields the records with right checksums, as (byte offset, string [n]); offsets only grow.
+def _walk(file: str, places: Collection[int], lose: _Lose) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the stretches of records with right checksums: (byte offset, bytes of each record with its framing).
+
+    The offset grows with each turn, so that it comes to the end of any file.
 
     Args:
       file: The shard.
-      size: Its bytes.
-      record_format: `packed` or `row`.
       places: Byte offsets, in order, at which a record is known to begin, and at last the known end of the shard.
-      lose: Is told of what lies between the records.
+      lose: Is told of what lies between the stretches.
+
+    Raises:
+      DataError: The file changes while it is read.
     """
+    size = _size(file)
     offset, end = 0, max([size, *places])
     while offset < end:
-        fault = None
-        for batch in dict.fromkeys((_CHECKED_TOGETHER[record_format], 1)):  # one by one up to the bad one
-            try:
-                for records in _records(file, offset, batch) if offset < size else ():
-                    yield offset, records
-                    offset += int(tf.reduce_sum(tf.strings.length(records) + FRAMING))
-                break
-            except tf.errors.DataLossError as error:
-                fault = error.message
+        sizes = _sound_lengths(file, offset, size).numpy() + FRAMING if size else np.empty(0, np.int64)
+        if len(sizes):
+            yield offset, sizes
+            offset += int(sizes.sum())
         if offset < end:
-            found = re.search(r"corrupted record at (\d+)", fault or "")
-            if found and int(found.group(1)) == offset + HEADER:  # the data: the length before it is right
-                following, reason, count = _next_offset(file, offset), "a corrupt record", 1
-            elif found:
-                following = next((place for place in places if offset < place < size), end)
-                reason, count = "a record with a corrupt length", None
-            else:
-                reason = "a cut-off record" if offset < size else f"the end of the file, {end:,} bytes were written"
+            corrupt = _corrupt_place(file, offset, size)
+            if corrupt is None:
                 following, count = end, None
+                reason = "a cut-off record" if offset < size else f"the end of the file, of {end:,} bytes written"
+            elif corrupt == offset + HEADER:  # the data: the length before it is right
+                following, count, reason = _next_offset(file, offset), 1, "a corrupt record"
+            else:
+                following, count = next((place for place in places if offset < place < size), end), None
+                reason = "a record with a corrupt length"
             lose(offset, following, reason, count)
             offset = following
+
+
+def _corrupt_place(file: str, offset: int, size: int) -> int | None:
+    """Returns the byte offset that TensorFlow calls corrupt in the record at `offset`, None if the record is cut off."""
+    if offset + FRAMING > size:
+        return None
+    try:
+        _read(file, offset, 1)
+    except tf.errors.DataLossError as error:
+        found = re.search(r"corrupted record at (\d+)", error.message)
+        return int(found.group(1)) if found else None
+    raise DataError(f"{file}: expected a shard that stays as it is, found a record at byte offset {offset} that changed")
 
 
 def _next_offset(file: str, offset: int) -> int:
@@ -184,77 +213,45 @@ class _Salvage:
       check: See `_checker`.
       known: What `index.json` says of it, or None.
       bad: Takes what is lost.
-
-    Attributes:
-      size: Bytes of the shard.
     """
 
     def __init__(self, file: str, record_format: str, check: _Check, known: SplitIndex | None, bad: BadRecords) -> None:
-        self.size = _size(file)
         self._file, self._format, self._check, self._bad = file, record_format, check, bad
-        self._sound: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # byte offsets, bytes and rows of records
         self._places = _places(known) if known else {}
         self._passed: np.ndarray | None = np.zeros(2, np.int64)  # records and rows up to here; None where nobody knows
 
     def blocks(self) -> np.ndarray:
         """Returns the blocks of sound records, [blocks, 3] of byte offset, records, rows."""
-        if not self._is_whole():
-            for offset, records in _walk(self._file, self.size, self._format, [*self._places], self._lose):
-                self._take(offset, records)
-        if not self._sound:
-            return np.empty((0, 3), np.int64)
-        offsets, sizes, rows = (np.concatenate(parts) for parts in zip(*self._sound))
-        cuts = np.flatnonzero(offsets[1:] != (offsets + sizes + FRAMING)[:-1]) + 1
-        stretches = zip(*(np.split(array, cuts) for array in (offsets, sizes, rows)))
-        return np.concatenate([self._blocks_of(*stretch) for stretch in stretches])
+        walk = _walk(self._file, self._places, self._lose)
+        found = [blocks for offset, sizes in walk for blocks in self._sound_blocks(offset, sizes)]
+        return np.concatenate([np.empty((0, 3), np.int64), *found])
 
-    def _blocks_of(self, offsets: np.ndarray, sizes: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        blocks = row_blocks(sizes) if self._format == "row" else packed_blocks(sizes, rows)
-        return blocks + offsets[0] * np.array([1, 0, 0])
-
-    def _is_whole(self) -> bool:
-        """Whether every record is sound, and nothing is known to be missing: in one pass, many records at a time."""
-        if not self.size:
-            return not self._places
-        records = _records(self._file, 0, _CHECKED_TOGETHER[self._format])
-        try:
-            parts = list(records.map(self._check, num_parallel_calls=tf.data.AUTOTUNE).as_numpy_iterator())
-        except (tf.errors.DataLossError, *_BAD_COLUMNS):
-            return False
-        if not parts:
-            return False
-        sizes, rows = (np.concatenate(part) for part in zip(*parts))
-        ends = np.cumsum(sizes + FRAMING)
-        if ends[-1] != max([self.size, *self._places]):
-            return False
-        self._sound = [(ends - sizes - FRAMING, sizes, rows)]
-        return True
-
-    def _take(self, offset: int, records: tf.Tensor) -> None:
-        """Takes records with right checksums, but for those without the columns of the schema."""
-        sizes = tf.strings.length(records).numpy() + FRAMING
+    def _sound_blocks(self, offset: int, sizes: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the blocks of records with right checksums, but for those without the columns of the schema."""
         offsets = offset + np.cumsum(sizes) - sizes
 
-        def check(start: int, stop: int) -> list[np.ndarray]:
-            return [part.numpy() for part in self._check(records[start:stop])]
+        def check(start: int, stop: int) -> np.ndarray:
+            return self._check(self._file, int(offsets[start]), stop - start).numpy()
 
-        for start, stop, result in by_halves(0, len(sizes), check, _BAD_COLUMNS):
-            if isinstance(result, Exception):
-                self._lose(offsets[start], offsets[start] + sizes[start], _reason(result), 1)
-            else:
-                self._sound.append((offsets[start:stop], *result))
-                if self._passed is not None:
-                    self._passed = self._passed + [stop - start, result[1].sum()]
+        for start, stop, rows in by_halves(0, len(sizes), check, _BAD_COLUMNS):
+            if isinstance(rows, Exception):
+                self._lose(int(offsets[start]), int(offsets[start] + sizes[start]), _reason(rows), 1)
+                continue
+            if self._passed is not None:
+                self._passed = self._passed + [stop - start, rows.sum()]
+            lengths = sizes[start:stop] - FRAMING
+            blocks = row_blocks(lengths) if self._format == "row" else packed_blocks(lengths, rows)
+            yield blocks + offsets[start] * np.array([1, 0, 0])
 
     def _lose(self, start: int, stop: int, reason: str, records: int | None) -> None:
         lost = np.ones(2, np.int64) if records == 1 and self._format == "row" else None
-        after = self._places.get(int(stop))
+        after = self._places.get(stop)
         if after is not None and self._passed is not None and (after >= self._passed).all():
             lost = after - self._passed
         if lost is None:
-            record = BadRecord(self._file, "byte offset", int(start), reason, records, None)
+            record = BadRecord(self._file, "byte offset", start, reason, records, None)
         else:
-            record = BadRecord(self._file, "byte offset", int(start), reason, *map(int, lost))
+            record = BadRecord(self._file, "byte offset", start, reason, *map(int, lost))
         self._passed = after if after is not None else None if lost is None else self._passed + lost
         self._bad.add(record)
 
