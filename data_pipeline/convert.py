@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_pipeline import labels as label_rules
 from data_pipeline import schema as schemas
 from data_pipeline import statistics as stats
 from data_pipeline import storage
+from data_pipeline.bad_records import BAD_RECORDS_FILE, BadRecords
 from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE
-from data_pipeline.records import arrow_type, flat_values, list_lengths
+from data_pipeline.records import flat_values
 from data_pipeline.schema import Column, Schema
 from data_pipeline.sources.base import Source, SourceBatch
 from data_pipeline.split_rules import DayRule, SplitRule
+from data_pipeline.typed_rows import ruled_rows, typed_rows
 from data_pipeline.write import Shard, SplitWriter, check_record_format, write_index
-from hm3_tf.errors import DataError, did_you_mean
+from hm3_tf.errors import DataError
 from hm3_tf.progress import Progress
 
 SPLITS = ("train", "validation", "test")
@@ -60,6 +61,7 @@ def convert(
     record_format: str = "packed",
     total_rows: int | None = None,
     days: DayRule | None = None,
+    bad: BadRecords | None = None,
 ) -> dict[str, stats.SplitStatistics]:
     """Writes a raw log as a data folder, which appears under its name only when complete.
 
@@ -74,19 +76,22 @@ def convert(
       record_format: `packed` or `row`.
       total_rows: Number of rows, where known, for the progress bar.
       days: Rule that gives each row its day, where each day is to have shards of its own, named by it.
+      bad: Takes what cannot be read, which is then in `bad_records.jsonl`; None where the first bad record is an error.
 
     Returns:
       {split: its statistics}.
 
     Raises:
-      DataError: A column is missing or of another type, a number is NaN or infinite, labels break the hierarchy, or the
-        training split is empty.
+      DataError: A column is missing or of another type, a number is NaN or infinite, labels break the hierarchy, the
+        training split is empty, or more records are bad than `bad` takes.
       ConfigError: The policy or the format is unknown.
       Hm3Error: The folder cannot be written.
     """
     with new_data_folder(output_dir, nesting, record_format) as folder, Progress("convert", total_rows) as progress:
-        splits = write_splits(source, folder, split, nesting, record_format, days=days, on_rows=progress.advance)
-        return write_metadata(folder, source, splits, record_format)
+        splits = write_splits(
+            source, folder, split, nesting, record_format, days=days, on_rows=progress.advance, bad=bad
+        )
+        return write_metadata(folder, source, splits, record_format, bad)
 
 
 @contextlib.contextmanager
@@ -116,6 +121,7 @@ def write_splits(
     days: DayRule | None = None,
     name: str = "part",
     on_rows: Callable[[int], None] = lambda rows: None,
+    bad: BadRecords | None = None,
 ) -> dict[str, WrittenSplit]:
     """Writes the rows of a log, or of a part of it, as shards.
 
@@ -127,7 +133,8 @@ def write_splits(
       record_format: `packed` or `row`.
       days: Rule that gives each row its day, where each day is to have shards of its own, named by it.
       name: What the names of the other shards begin with; a part has its own.
-      on_rows: Called with the number of rows that were written since.
+      on_rows: Called with the number of rows that were read since.
+      bad: Takes what cannot be read; None where the first bad record is an error.
 
     Returns:
       {split: what was written of it}.
@@ -144,16 +151,27 @@ def write_splits(
         )
         for part in SPLITS
     }
-    for batch in source.batches():
-        _write_batch(batch, schema, splits, split(batch.rows), nesting, days(batch.rows) if days else None)
+    rules = [days, split] if days else [split]
+    for batch in source.batches(bad):
         on_rows(batch.rows.num_rows)
+        batch, ruled = ruled_rows(batch, rules, bad)
+        rows, kept = typed_rows(batch, schema, bad)
+        if kept is not None:
+            batch, ruled = batch.filter(kept), [rule[kept] for rule in ruled]
+        _write_batch(batch, rows, schema, splits, ruled[-1], nesting, ruled[0] if days else None)
     return {part: WrittenSplit(each.writer.finish(), each.statistics) for part, each in splits.items()}
 
 
 def write_metadata(
-    folder: str, source: Source, splits: dict[str, WrittenSplit], record_format: str
+    folder: str,
+    source: Source,
+    splits: dict[str, WrittenSplit],
+    record_format: str,
+    bad: BadRecords | None = None,
 ) -> dict[str, stats.SplitStatistics]:
     """Writes the indexes, `schema.json` and `statistics.json` of a data folder, and returns {split: its statistics}.
+
+    Where bad records were skipped there is a `bad_records.jsonl` too.
 
     Raises:
       DataError: The training split is empty.
@@ -167,18 +185,21 @@ def write_metadata(
     schema = _size(source.schema, source, results["train"])
     storage.write_text(storage.join(folder, SCHEMA_FILE), schemas.to_json(schema))
     storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
+    if bad:
+        storage.write_text(storage.join(folder, BAD_RECORDS_FILE), bad.to_jsonl())
+        bad.tell()
     return results
 
 
 def _write_batch(
     batch: SourceBatch,
+    rows: pa.RecordBatch,
     schema: Schema,
     splits: dict[str, _Split],
     assignment: np.ndarray,
     nesting: str,
     days: np.ndarray | None,
 ) -> None:
-    rows = pa.RecordBatch.from_pydict({column.name: _typed(batch, column) for column in schema.columns})
     values = {column.name: flat_values(column, rows.column(column.name)) for column in schema.with_role("behavior")}
     labels, violations = label_rules.nest(schema.levels, label_rules.raw_flags(schema.levels, values))
     keep = np.ones(rows.num_rows, bool)
@@ -202,85 +223,9 @@ def _refuse_violations(batch: SourceBatch, violations: dict[str, np.ndarray]) ->
     for kind, where in violations.items():
         if where.any():
             raise DataError(
-                f"{batch.file}: row {batch.first_row + int(np.argmax(where))}: expected labels that keep the hierarchy, "
+                f"{batch.file}: row {batch.number(int(np.argmax(where)))}: expected labels that keep the hierarchy, "
                 f"got {kind} ({np.count_nonzero(where)} such rows in this batch); use --nesting=coerce or drop, or mend the log"
             )
-
-
-def _typed(batch: SourceBatch, column: Column) -> pa.Array:
-    """Returns a column of a raw batch in its `arrow_type`, checked."""
-    names = batch.rows.schema.names
-    if column.name not in names:
-        raise DataError(
-            f"{batch.file}: expected the column {column.name!r} of the schema, found none; "
-            f"{did_you_mean(column.name, names)}"
-        )
-    raw = batch.rows.column(column.name)
-    target = arrow_type(column)
-    try:
-        array = raw if raw.type == target else pc.cast(_castable(raw, target), target)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"{batch.file}: column {column.name!r}: expected {column.dtype} as the schema says, got {raw.type} in rows "
-            f"{batch.first_row} to {batch.first_row + batch.rows.num_rows - 1} ({error}); mend the schema or the log"
-        ) from error
-    if column.dtype == "float" and column.role != "ignored":
-        _refuse_non_finite(batch, column, array)
-    if column.role == "weight":
-        _refuse_negative(batch, column, array)
-    if column.shape and column.shape[0] is not None:
-        _refuse_other_lengths(batch, column, array)
-    return array
-
-
-def _castable(raw: pa.Array, target: pa.DataType) -> pa.Array:
-    """Casts numbers to text before bytes, and integers to double before float: Arrow does not go there in one step."""
-    if pa.types.is_binary(target) and not _is_text(raw.type):
-        return pc.cast(raw, pa.string())
-    if pa.types.is_int64(target) and pa.types.is_uint64(raw.type):
-        return raw.view(pa.int64())  # ids are hashed by their bits
-    if pa.types.is_float32(target) and pa.types.is_integer(raw.type):
-        return pc.cast(raw, pa.float64(), safe=False)
-    return raw
-
-
-def _is_text(arrow: pa.DataType) -> bool:
-    tests = (pa.types.is_large_string, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    return any(test(arrow) for test in tests)
-
-
-def _refuse_non_finite(batch: SourceBatch, column: Column, array: pa.Array) -> None:
-    flat = array.flatten() if column.shape else array
-    bad = pc.fill_null(pc.invert(pc.is_finite(flat)), False).to_numpy(zero_copy_only=False)
-    if bad.any():
-        place = row = int(np.argmax(bad))
-        if column.shape:
-            row = int(np.searchsorted(np.cumsum(list_lengths(array)), place, side="right"))
-        raise DataError(
-            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected a finite number, or null for a "
-            f"missing one, got {flat[place].as_py()}; mend the log, or give the column the role 'ignored'"
-        )
-
-
-def _refuse_negative(batch: SourceBatch, column: Column, array: pa.Array) -> None:
-    negative = pc.fill_null(pc.less(array, 0), False).to_numpy(zero_copy_only=False)
-    if negative.any():
-        row = int(np.argmax(negative))
-        raise DataError(
-            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected a weight of at least 0, got "
-            f"{array[row].as_py()}; mend the log"
-        )
-
-
-def _refuse_other_lengths(batch: SourceBatch, column: Column, array: pa.Array) -> None:
-    lengths = list_lengths(array)
-    bad = lengths != column.shape[0]
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise DataError(
-            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected {column.shape[0]} values as the "
-            f"schema says, got {lengths[row]}"
-        )
 
 
 def _size(schema: Schema, source: Source, train: stats.SplitStatistics) -> Schema:

@@ -1,5 +1,6 @@
 """What a source of raw logs is: Arrow batches, the place of each for error messages, and a schema."""
 
+import contextlib
 import dataclasses
 import glob
 import os
@@ -10,26 +11,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset as pads
 
+from data_pipeline.bad_records import BadRecord, BadRecords
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
+from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch
+from data_pipeline.sources.damaged import csv_batches, parquet_batches
 from hm3_tf.errors import DataError, UsageError, did_you_mean
 
-BATCH_ROWS = 65_536
 _DEFAULT_MAX_LENGTH = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceBatch:
-    """Rows of a raw log.
-
-    Attributes:
-      file: The file they are from.
-      first_row: Number of the first row in that file, from 0.
-      rows: The raw columns; nulls are missing values.
-    """
-
-    file: str
-    first_row: int
-    rows: pa.RecordBatch
 
 
 class Source(Protocol):
@@ -45,8 +33,8 @@ class Source(Protocol):
         """Names of the columns whose number of hash buckets is to be set from the data."""
         ...
 
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the rows in order."""
+    def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the rows in order; `bad` takes what cannot be read, without it that is an error."""
         ...
 
 
@@ -78,63 +66,109 @@ class TableFiles:
         Raises:
           DataError: There is no such file, or one is not in the format.
         """
-        pattern = os.path.join(self.path, f"**/*.{self.file_format}") if os.path.isdir(self.path) else self.path
-        files = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+        patterns = [self.path]
+        if os.path.isdir(self.path):
+            endings = ("csv", "csv.gz") if self.file_format == "csv" else (self.file_format,)
+            patterns = [os.path.join(self.path, f"**/*.{ending}") for ending in endings]
+        found = (file for pattern in patterns for file in glob.glob(pattern, recursive=True))
+        files = sorted(filter(os.path.isfile, found))
         if not files:
             raise DataError(f"{self.path}: expected {self.file_format} files, found none; check the path")
         try:
-            return pads.dataset(files, format=self._csv_format() if self.file_format == "csv" else self.file_format)
-        except (pa.ArrowInvalid, OSError) as error:
+            return pads.dataset(files, self._first_schema(files), format=self._format())
+        except UNREADABLE as error:
             raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
 
-    def _csv_format(self) -> pads.CsvFileFormat:
+    def _first_schema(self, files: Sequence[str]) -> pa.Schema | None:
+        """Returns the columns of the first file that can be read, None where none can: others are found when they are read."""
+        for file in files:
+            with contextlib.suppress(*UNREADABLE):
+                return pads.dataset(file, format=self._format()).schema
+        return None
+
+    def _format(self) -> pads.FileFormat:
+        if self.file_format == "parquet":
+            checked = pads.ParquetFragmentScanOptions(page_checksum_verification=True)  # of files that have them
+            return pads.ParquetFileFormat(default_fragment_scan_options=checked)
         return pads.CsvFileFormat(
-            read_options=pa.csv.ReadOptions(column_names=list(self.column_names)),
-            parse_options=pa.csv.ParseOptions(
-                delimiter=self.delimiter, quote_char='"' if self.delimiter == "," else False
-            ),
+            read_options=self._read_options(),
+            parse_options=self._parse_options(),
             convert_options=pa.csv.ConvertOptions(
                 column_types=dict(self.column_types), null_values=list(self.nulls), strings_can_be_null=True
             ),
         )
 
+    def _read_options(self) -> pa.csv.ReadOptions:
+        return pa.csv.ReadOptions(column_names=list(self.column_names))
+
+    def _parse_options(self) -> pa.csv.ParseOptions:
+        return pa.csv.ParseOptions(delimiter=self.delimiter, quote_char='"' if self.delimiter == "," else False)
+
     def parts(self) -> list["TableFiles"]:
         """Returns each of the files by itself, in order."""
         return [dataclasses.replace(self, only=i) for i in range(len(self.dataset().files))]
 
-    def count_rows(self) -> int:
-        """Returns the number of rows.
+    def count_rows(self, bad: BadRecords | None = None) -> int:
+        """Returns the number of rows, of those that can be read if `bad` takes the others.
 
         Raises:
           DataError: A file cannot be read.
         """
+        if bad is not None:
+            return sum(batch.rows.num_rows for batch in self.batches(bad=bad))
         return sum(_count_rows(fragment, self.file_format) for fragment in self._fragments(self.dataset()))
 
     def _fragments(self, dataset: pads.Dataset) -> list[pads.Fragment]:
         fragments = list(dataset.get_fragments())
         return fragments if self.only is None else [fragments[self.only]]
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[SourceBatch]:
-        """Yields the rows of the files, `columns` of them or all."""
+    def batches(self, columns: Sequence[str] | None = None, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the rows of the files, `columns` of them or all.
+
+        Args:
+          columns: Names of the columns.
+          bad: Takes what cannot be read; None where that is an error. Columns of Parquet files then have the types of each.
+
+        Raises:
+          DataError: A file cannot be read, and `bad` does not take it.
+        """
         dataset = self.dataset()
         for fragment in self._fragments(dataset):
+            if bad is not None:
+                yield from self._sound_batches(fragment, dataset.schema, columns or dataset.schema.names, bad)
+                continue
             first_row = 0
             try:
                 _require_columns(fragment, columns or ())
                 for rows in fragment.to_batches(schema=dataset.schema, columns=columns, batch_size=BATCH_ROWS):
                     yield SourceBatch(fragment.path, first_row, rows)
                     first_row += rows.num_rows
-            except (pa.ArrowInvalid, OSError) as error:
+            except UNREADABLE as error:
                 raise DataError(
                     f"{fragment.path}: expected {self.file_format} rows after row {first_row}, got: {error}; "
                     "mend or remove the file"
                 ) from error
 
+    def _sound_batches(
+        self, fragment: pads.Fragment, schema: pa.Schema, columns: Sequence[str], bad: BadRecords
+    ) -> Iterator[SourceBatch]:
+        try:
+            _require_columns(fragment, columns)
+        except (DataError, *UNREADABLE) as error:
+            bad.add(BadRecord(fragment.path, "row", 0, f"the whole file: {error}", None, None))
+            return
+        if self.file_format == "parquet":
+            yield from parquet_batches(fragment, columns, bad)
+        else:
+            types = pa.schema([schema.field(name) for name in columns])
+            options = self._read_options(), self._parse_options(), self.nulls
+            yield from csv_batches(fragment, types, *options, bad)
+
 
 def _count_rows(fragment: pads.Fragment, file_format: str) -> int:
     try:
         return fragment.count_rows()
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{fragment.path}: expected {file_format} rows, got: {error}; mend or remove the file"
         ) from error
@@ -157,7 +191,7 @@ class FileSource(Source, Protocol):
         """Returns the log of each file, in order; they have the schema of the whole."""
         ...
 
-    def count_rows(self) -> int:
+    def count_rows(self, bad: BadRecords | None = None) -> int:
         """Returns the number of rows that `batches` yields."""
         ...
 
@@ -176,25 +210,25 @@ class TableSource:
     schema: Schema
     inferred: frozenset[str] = frozenset()
 
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the rows in order.
+    def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the rows in order; `bad` takes what cannot be read.
 
         Raises:
           DataError: A column of the schema is not in the files, or a file cannot be read.
         """
-        return self.files.batches([column.name for column in self.schema.columns])
+        return self.files.batches([column.name for column in self.schema.columns], bad)
 
     def parts(self) -> list["TableSource"]:
         """Returns the log of each file, in order."""
         return [dataclasses.replace(self, files=files) for files in self.files.parts()]
 
-    def count_rows(self) -> int:
-        """Returns the number of rows.
+    def count_rows(self, bad: BadRecords | None = None) -> int:
+        """Returns the number of rows that `batches` yields.
 
         Raises:
           DataError: A file cannot be read.
         """
-        return self.files.count_rows()
+        return self.files.count_rows(bad)
 
 
 def parse_behaviors(text: str) -> tuple[Level, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline.bad_records import BadRecord, BadRecords, by_halves
 from data_pipeline.hashing import MISSING_INT64, MISSING_STRING
 from data_pipeline.records import list_lengths
 from data_pipeline.schema import Hashing, Schema
@@ -22,6 +23,7 @@ Maker = Callable[[SourceBatch], Mapping[str, Any]]
 """Makes the columns of a schema, Arrow or NumPy arrays of one length, from a raw batch."""
 
 _NOT_SIZED = 2
+_NOT_MADE = (KeyError, TypeError, pa.ArrowException)  # a DataError is of a table that is joined, and ends it
 
 
 def from_data(table: str = "") -> Hashing:
@@ -54,35 +56,56 @@ class PublicLog:
         """Names of the columns whose number of hash buckets is to be set from the data."""
         return frozenset(c.name for c in self.schema.inputs if c.hashing and c.hashing.buckets == _NOT_SIZED)
 
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the impressions in the order of the files, numbered in each.
+    def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the impressions in the order of the files, numbered in each; `bad` takes raw rows that cannot be read.
 
         Raises:
           DataError: A file of the layout is missing or cannot be read.
         """
         make, done = self.open_maker(), collections.Counter[str]()
-        for batch in self.files.batches(list(self.columns)):
+        for batch in self.files.batches(list(self.columns), bad):
+            for part, rows in self._make(batch, make, bad):
+                yield SourceBatch(part.file, done[part.file], rows) if self.expands else dataclasses.replace(part, rows=rows)
+                done[part.file] += rows.num_rows
+
+    def _make(
+        self, batch: SourceBatch, make: Maker, bad: BadRecords | None
+    ) -> Iterator[tuple[SourceBatch, pa.RecordBatch]]:
+        """Yields the parts of a batch without its bad rows, and the rows that are made of them."""
+
+        def made(start: int, stop: int) -> tuple[SourceBatch, pa.RecordBatch]:
+            part = batch.part(start, stop)
+            columns = make(part)
+            return part, pa.RecordBatch.from_pydict({c.name: _one_chunk(columns[c.name]) for c in self.schema.columns})
+
+        if bad is None:
             try:
-                columns = make(batch)
-                rows = pa.RecordBatch.from_pydict({c.name: _one_chunk(columns[c.name]) for c in self.schema.columns})
+                yield made(0, batch.rows.num_rows)
             except (KeyError, pa.ArrowInvalid) as error:
                 raise DataError(
                     f"{batch.file}: rows after {batch.first_row}: expected the {self.name} layout, got: {error}"
                 ) from error
-            yield SourceBatch(batch.file, done[batch.file], rows)
-            done[batch.file] += rows.num_rows
+            return
+        for start, _, result in by_halves(0, batch.rows.num_rows, made, _NOT_MADE):
+            if isinstance(result, Exception):
+                reason = f"expected the {self.name} layout, got: {result}"
+                bad.add(BadRecord(batch.file, "row", batch.number(start), reason))
+            else:
+                yield result
 
     def parts(self) -> list["PublicLog"]:
         """Returns the log of each file, in order."""
         return [dataclasses.replace(self, files=files) for files in self.files.parts()]
 
-    def count_rows(self) -> int:
-        """Returns the number of impressions.
+    def count_rows(self, bad: BadRecords | None = None) -> int:
+        """Returns the number of impressions that `batches` yields.
 
         Raises:
           DataError: As `batches`.
         """
-        return sum(batch.rows.num_rows for batch in self.batches()) if self.expands else self.files.count_rows()
+        if self.expands or bad is not None:
+            return sum(batch.rows.num_rows for batch in self.batches(bad))
+        return self.files.count_rows()
 
 
 def _one_chunk(array: Any) -> pa.Array:

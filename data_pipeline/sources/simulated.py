@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.bad_records import BadRecords
 from data_pipeline.records import ARROW_TYPES
 from data_pipeline.schema import Column, Schema
 from data_pipeline.simulate import DAYS, SimulatedLog
@@ -33,8 +34,8 @@ class SimulatedSource:
         """The log's columns and levels."""
         return self.log.schema
 
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the rows in order."""
+    def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the rows in order; none is bad."""
         first_row = 0
         for columns in self.log.batches():
             arrays = {column.name: _to_arrow(column, columns[column.name]) for column in self.schema.columns}

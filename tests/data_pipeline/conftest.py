@@ -149,7 +149,7 @@ class MemorySource:
     tables: tuple
     inferred: frozenset = frozenset()
 
-    def batches(self):
+    def batches(self, bad=None):
         first_row = 0
         for table in self.tables:
             rows = pa.RecordBatch.from_pydict(table)
