@@ -2,24 +2,23 @@
 
 python benchmarks/fuzz.py [--shards=10000] [--seed=0]
 
-Each shard has bytes changed (anywhere, in the length of a record, in a checksum, in the data), is cut (anywhere, between records, within
-a length), emptied or removed, or is left alone; some folders have a damaged index.json, some none. Each is read twice: as by
-default, where the error must name the file and only intact shards may be read to their end; and with damage skipped, where exactly the rows
-come back that a model of the damage says, equal to those written. Another process does it; if it ends, or is silent for a minute, that is
-a crash or a hang. Status 1 for any of these.
+Each shard has bytes changed (anywhere, in the length of a record, in a checksum, in the data), is cut (anywhere, between
+records, within a length), emptied or removed, or is left alone; some folders have a damaged index.json, some none. Each is
+read twice: as by default, where the error must name file and byte offset, and only intact shards may be read to their end;
+and with damage skipped, where exactly the rows come back that a model of the damage says, equal to those written. Another
+process does it; if it ends, or does not come to the next shard within two minutes, that is a crash or a hang. Status 1 for
+any of these.
 """
 
 import collections
 import dataclasses
-import json
 import multiprocessing
-import os
 import pathlib
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +44,7 @@ MISSING = -(2**63)
 FLIPS = ("anywhere", "length", "length checksum", "data", "data checksum")
 CUTS = ("cut", "cut between records", "cut in a length", "emptied", "removed")
 OK, DATA, LENGTH, GONE = range(4)  # states of a record
-SILENCE_S = 60
+SILENCE_S = 120
 
 
 def make_log(shards: int) -> tuple[pa.RecordBatch, dict[str, np.ndarray]]:
@@ -144,13 +143,16 @@ class Fuzzer:
       folder: Where it works.
       shards: Shards of the folder.
       seed: Of the damage.
+      on_shard: Called after each shard.
     """
 
-    def __init__(self, folder: pathlib.Path, shards: int, seed: int) -> None:
+    def __init__(
+        self, folder: pathlib.Path, shards: int, seed: int, on_shard: Callable[[], None] = lambda: None
+    ) -> None:
         from data_pipeline.index import load_index
         from data_pipeline.read import PartReader, Reader
 
-        self._folder, self._shards, self._rng = folder, shards, np.random.default_rng(seed)
+        self._folder, self._rng, self._on_shard = folder, np.random.default_rng(seed), on_shard
         rows, self._right = make_log(shards)
         self._templates = [Template.write(folder / name, name, rows) for name in ("packed", "row")]
         names = tuple(column.name for column in COLUMNS)
@@ -217,6 +219,7 @@ class Fuzzer:
                 self._fail(f"index.json: {error}")
             return
         for number, (file, state, kind, shard) in enumerate(zip(files, states, kinds, shards)):
+            self._on_shard()
             try:
                 index = shard or scan([str(file)])
                 if shard:
@@ -257,7 +260,9 @@ class Fuzzer:
             if silent:
                 self.counts["rows cut off between records, no index"] += ROWS - len(rows)
             elif None in lost:
-                self.counts["rows of stretches of unknown length, no index"] += ROWS - len(rows) - sum(n or 0 for n in lost)
+                self.counts["rows of stretches of unknown length, no index"] += (
+                    ROWS - len(rows) - sum(n or 0 for n in lost)
+                )
                 if has_index:
                     self._fail(f"{file.name} ({kind}): rows of {lost} are known to the index")
             elif sum(lost) + len(rows) != ROWS:
@@ -268,10 +273,10 @@ class Fuzzer:
             self._fail("other rows came back than those of the sound records, or not as they were written")
 
 
-def work(results, first: int, shards: int, a_folder: int, seed: int) -> None:
-    """Sends the (counts, failures) of each round until all shards are done, in a process of its own."""
+def work(results, shards: int, a_folder: int, seed: int) -> None:
+    """Sends the (counts, failures) of each round until all shards are done, and None between shards, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        fuzzer = Fuzzer(pathlib.Path(folder), a_folder, seed)
+        fuzzer = Fuzzer(pathlib.Path(folder), a_folder, seed, lambda: results.send(None))
         for number in range(-(-shards // a_folder)):
             fuzzer.counts.clear()
             fuzzer.failures.clear()
@@ -282,17 +287,19 @@ def work(results, first: int, shards: int, a_folder: int, seed: int) -> None:
 def run(shards: int, seed: int, a_folder: int = 50) -> tuple[collections.Counter, list[str]]:
     """Returns what was counted, and what went wrong: crashes and hangs too."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, 0, shards, a_folder, seed))
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, shards, a_folder, seed))
     process.start()
     theirs.close()
     counts, failures = collections.Counter(), []
     try:
         for number in range(-(-shards // a_folder)):
-            if not ours.poll(SILENCE_S):
-                return counts, [*failures, f"round {number} hung: nothing was heard for {SILENCE_S} s"]
-            found, wrong = ours.recv()
-            counts.update(found)
-            failures += wrong
+            result = None
+            while result is None:
+                if not ours.poll(SILENCE_S):
+                    return counts, [*failures, f"round {number} hung: nothing was heard for {SILENCE_S} s"]
+                result = ours.recv()
+            counts.update(result[0])
+            failures += result[1]
     except EOFError:
         process.join()
         failures.append(f"round {number} ended the process, with status {process.exitcode}")

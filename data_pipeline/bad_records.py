@@ -23,7 +23,7 @@ class BadRecord:
 
     Attributes:
       file: Its file.
-      unit: What `place` counts: `row`, `line` (from 1, with the header) or `byte offset`.
+      unit: What `place` counts: `row` (from 0) or `byte offset`.
       place: Where it begins.
       reason: What was found there.
       records: Records that are lost with it, None where nobody knows.
@@ -86,9 +86,15 @@ class BadRecords:
             self.add(record)
 
     def to_jsonl(self) -> str:
-        """Returns `bad_records.jsonl`: a line a record, {"file", "row" or "line" or "byte_offset", "reason", "records", "rows"}."""
+        """Returns `bad_records.jsonl`: a line a record, {"file", "row" or "byte_offset", "reason", "records", "rows"}."""
         lines = (
-            {"file": r.file, r.unit.replace(" ", "_"): r.place, "reason": r.reason, "records": r.records, "rows": r.rows}
+            {
+                "file": r.file,
+                r.unit.replace(" ", "_"): r.place,
+                "reason": r.reason,
+                "records": r.records,
+                "rows": r.rows,
+            }
             for r in self.records
         )
         return "".join(json.dumps(line) + "\n" for line in lines)

@@ -210,4 +210,6 @@ def explained_read_errors(index: SplitIndex) -> Iterator[None]:
         fault = read_fault(error)
         if fault is None:
             raise
-        raise DataError(f"{folder}: expected records as the schema says, but {fault}; mend the schema or the log") from error
+        raise DataError(
+            f"{folder}: expected records as the schema says, but {fault}; mend the schema or the log"
+        ) from error

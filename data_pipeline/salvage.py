@@ -194,7 +194,9 @@ def _corrupt_place(file: str, offset: int, size: int) -> int | None:
     except tf.errors.DataLossError as error:
         found = re.search(r"corrupted record at (\d+)", error.message)
         return int(found.group(1)) if found else None
-    raise DataError(f"{file}: expected a shard that stays as it is, found a record at byte offset {offset} that changed")
+    raise DataError(
+        f"{file}: expected a shard that stays as it is, found a record at byte offset {offset} that changed"
+    )
 
 
 def _next_offset(file: str, offset: int) -> int:
@@ -238,22 +240,21 @@ class _Salvage:
                 self._lose(int(offsets[start]), int(offsets[start] + sizes[start]), _reason(rows), 1)
                 continue
             if self._passed is not None:
-                self._passed = self._passed + [stop - start, rows.sum()]
+                self._passed = np.add(self._passed, (stop - start, rows.sum()))
             lengths = sizes[start:stop] - FRAMING
             blocks = row_blocks(lengths) if self._format == "row" else packed_blocks(lengths, rows)
             yield blocks + offsets[start] * np.array([1, 0, 0])
 
     def _lose(self, start: int, stop: int, reason: str, records: int | None) -> None:
-        lost = np.ones(2, np.int64) if records == 1 and self._format == "row" else None
-        after = self._places.get(stop)
-        if after is not None and self._passed is not None and (after >= self._passed).all():
-            lost = after - self._passed
-        if lost is None:
-            record = BadRecord(self._file, "byte offset", start, reason, records, None)
-        else:
-            record = BadRecord(self._file, "byte offset", start, reason, *map(int, lost))
-        self._passed = after if after is not None else None if lost is None else self._passed + lost
-        self._bad.add(record)
+        """Adds what lies between two byte offsets to the bad records."""
+        before, after = self._passed, self._places.get(stop)
+        lost: tuple[int | None, int | None] = (records, records if self._format == "row" else None)
+        if before is not None and after is not None and (after >= before).all():
+            lost = (int(after[0] - before[0]), int(after[1] - before[1]))
+        if after is None and before is not None and None not in lost:
+            after = np.add(before, lost)
+        self._passed = after
+        self._bad.add(BadRecord(self._file, "byte offset", start, reason, *lost))
 
 
 def _reason(error: Exception) -> str:

@@ -132,7 +132,9 @@ class _Checker:
         for start, stop, part in by_halves(0, len(raw), cast, _NOT_CAST):
             if isinstance(part, Exception):
                 got = f"{raw.type} {raw[start].as_py()!r:.80}"
-                self._refuse(start, f"column {column.name!r}: expected {column.dtype} as the schema says, got {got}", "")
+                self._refuse(
+                    start, f"column {column.name!r}: expected {column.dtype} as the schema says, got {got}", ""
+                )
                 part = pa.nulls(stop - start, target)
             parts.append(part)
         return pa.concat_arrays(parts)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from data_pipeline.bad_records import BAD_RECORDS_FILE, MAX_BAD_RECORDS, ON_ERROR, BadRecords
 from data_pipeline.labels import NESTING_POLICIES
 from hm3_tf import __version__
 from hm3_tf.config_files import define_config, explain_unknown_field
@@ -45,6 +46,14 @@ def _string(values: flags.FlagValues, name: str, default: str | None, text: str)
 
 def _choice(values: flags.FlagValues, name: str, default: str, choices: tuple[str, ...], text: str) -> None:
     flags.DEFINE_enum(name, default, choices, text, flag_values=values)
+
+
+def _define_bad_records(
+    values: flags.FlagValues, on_error: str | None = "fail", most: int | None = MAX_BAD_RECORDS
+) -> None:
+    flags.DEFINE_enum("on_error", on_error, ON_ERROR, "What a bad record does: fail, or skip.", flag_values=values)
+    text = "With --on_error=skip: bad records after which it is an error all the same."
+    flags.DEFINE_integer("max_bad_records", most, text, lower_bound=0, flag_values=values)
 
 
 def _define_simulate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
@@ -133,6 +142,7 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
     flags.DEFINE_bool("shard_by_day", False, "Whether each day has shards of its own.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of a split by fractions.", lower_bound=0, flag_values=values)
     _choice(values, "engine", "local", ("local", "ray"), "local: this process; ray: a Ray cluster, a task a file.")
+    _define_bad_records(values)
     _define_ray_address(values)
 
 
@@ -156,6 +166,8 @@ def _convert(values: flags.FlagValues) -> None:
     options = {"nesting": values.nesting, "record_format": values.record_format}
     if values.engine == "ray" and values.shard_by_day:
         raise UsageError("--shard_by_day: expected --engine=local beside it, got --engine=ray")
+    if values.engine == "ray" and values.on_error == "skip":
+        raise UsageError("--on_error=skip: expected --engine=local beside it, got --engine=ray")
     if values.engine == "ray":
         from data_pipeline.ray_convert import convert_on_ray
 
@@ -165,7 +177,10 @@ def _convert(values: flags.FlagValues) -> None:
     else:
         days = day_rule(values.split_column) if values.shard_by_day else None
         source = open_source(values.source, values.input, schema, values.behaviors, values.groups, ignored)
-        splits = convert(source, values.output_dir, rule(), days=days, **options)
+        bad = BadRecords(values.max_bad_records) if values.on_error == "skip" else None
+        splits = convert(source, values.output_dir, rule(), days=days, bad=bad, **options)
+        if bad:
+            print(f"{bad.summary()}, see {BAD_RECORDS_FILE}")
     _print_splits(values.output_dir, splits)
     for role, columns in source.schema.roles().items():
         print(f"  {role:<10} {', '.join(f'{column.name} ({column.dtype})' for column in columns)}")
@@ -187,6 +202,7 @@ def _define_validate(values: flags.FlagValues, _arguments: Sequence[str]) -> Non
     _string(
         values, "time_column", None, "Column that says when each row was; default one named date, day, timestamp, ..."
     )
+    _define_bad_records(values)
 
 
 def _validate(values: flags.FlagValues) -> None:
@@ -203,7 +219,8 @@ def _validate(values: flags.FlagValues) -> None:
     from data_pipeline.folder import DataFolder
     from data_pipeline.validate import validate
 
-    validation = validate(DataFolder.open(values.data_dir), values.time_column)
+    most = values.max_bad_records if values.on_error == "skip" else None
+    validation = validate(DataFolder.open(values.data_dir, most), values.time_column)
     if output:
         storage.write_text(output, render_validation(validation) if output.endswith(".html") else validation.to_json())
     print(validation.as_text())
@@ -239,6 +256,8 @@ def _define_split(values: flags.FlagValues) -> None:
     _string(values, "data_dir", None, "Data folder; default the one it was trained on.")
     _string(values, "split", "test", "Split to evaluate.")
     _string(values, "output", None, "File for the figures; default WORKDIR/evaluation/SPLIT.json.")
+    _define_bad_records(values, None, None)
+    values["on_error"].help += " Default as the run's config says."
 
 
 def _define_evaluate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
@@ -263,7 +282,11 @@ def _evaluate(values: flags.FlagValues) -> None:
 def _open_split(run, values: flags.FlagValues):
     from data_pipeline.folder import DataFolder
 
-    return dataclasses.replace(DataFolder.open(values.data_dir or run.data_dir), schema=run.schema).split(values.split)
+    flagged = values.flag_values_dict()
+    given = {name: flagged[name] for name in ("on_error", "max_bad_records") if flagged.get(name) is not None}
+    most = dataclasses.replace(run.config.data, **given).most_bad_records
+    data = DataFolder.open(values.data_dir or run.data_dir, most)
+    return dataclasses.replace(data, schema=run.schema).split(values.split)
 
 
 def _define_predict(values: flags.FlagValues, _arguments: Sequence[str]) -> None:

@@ -16,7 +16,9 @@ from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch
 _CHUNK_BYTES = 2**20
 
 
-def parquet_batches(fragment: pads.ParquetFileFragment, columns: Sequence[str], bad: BadRecords) -> Iterator[SourceBatch]:
+def parquet_batches(
+    fragment: pads.ParquetFileFragment, columns: Sequence[str], bad: BadRecords
+) -> Iterator[SourceBatch]:
     """Yields the rows of a Parquet file, in the types of the file; of a row group those before what cannot be read in it.
 
     Args:

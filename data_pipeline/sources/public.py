@@ -65,7 +65,11 @@ class PublicLog:
         make, done = self.open_maker(), collections.Counter[str]()
         for batch in self.files.batches(list(self.columns), bad):
             for part, rows in self._make(batch, make, bad):
-                yield SourceBatch(part.file, done[part.file], rows) if self.expands else dataclasses.replace(part, rows=rows)
+                yield (
+                    SourceBatch(part.file, done[part.file], rows)
+                    if self.expands
+                    else dataclasses.replace(part, rows=rows)
+                )
                 done[part.file] += rows.num_rows
 
     def _make(
