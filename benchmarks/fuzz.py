@@ -25,6 +25,7 @@ import pyarrow as pa
 from absl import app, flags
 
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
+from hm3_tf.progress import Progress
 
 _SHARDS = flags.DEFINE_integer("shards", 10_000, "Shards to damage.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the damage.")
@@ -45,6 +46,7 @@ FLIPS = ("anywhere", "length", "length checksum", "data", "data checksum")
 CUTS = ("cut", "cut between records", "cut in a length", "emptied", "removed")
 OK, DATA, LENGTH, GONE = range(4)  # states of a record
 SILENCE_S = 120
+_TURNS = 6  # of a record format: once without an index, once with a damaged one
 
 
 def make_log(shards: int) -> tuple[pa.RecordBatch, dict[str, np.ndarray]]:
@@ -164,7 +166,8 @@ class Fuzzer:
     def round(self, number: int) -> None:
         """Damages all shards of the folder in one of the record formats, with or without an index, and reads them."""
         template, self._read_part = self._templates[number % 2], self._read_parts[number % 2]
-        has_index = number // 2 % 3 > 0
+        turn = number // 2 % _TURNS
+        has_index = turn > 0
         split = self._folder / "split"
         shutil.rmtree(split, ignore_errors=True)
         shutil.copytree(template.folder, split)
@@ -180,7 +183,7 @@ class Fuzzer:
         index_file = split / "index.json"
         if not has_index:
             index_file.unlink()
-        elif number // 2 % 3 == 2:
+        elif turn == 1:
             self._damage_index(index_file)
         self._round = f"round {number} ({template.record_format}, {'index' if has_index else 'no index'})"
         self._read_as_default(template, split, files, states, kinds, has_index)
@@ -274,7 +277,7 @@ class Fuzzer:
 
 
 def work(results, shards: int, a_folder: int, seed: int) -> None:
-    """Sends the (counts, failures) of each round until all shards are done, and None between shards, in a process of its own."""
+    """Sends (counts, failures) of each round until all shards are done, and None between shards; in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         fuzzer = Fuzzer(pathlib.Path(folder), a_folder, seed, lambda: results.send(None))
         for number in range(-(-shards // a_folder)):
@@ -286,6 +289,7 @@ def work(results, shards: int, a_folder: int, seed: int) -> None:
 
 def run(shards: int, seed: int, a_folder: int = 50) -> tuple[collections.Counter, list[str]]:
     """Returns what was counted, and what went wrong: crashes and hangs too."""
+    progress = Progress("fuzz", shards, "shards")
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, shards, a_folder, seed))
     process.start()
@@ -298,6 +302,7 @@ def run(shards: int, seed: int, a_folder: int = 50) -> tuple[collections.Counter
                 if not ours.poll(SILENCE_S):
                     return counts, [*failures, f"round {number} hung: nothing was heard for {SILENCE_S} s"]
                 result = ours.recv()
+            progress.advance(a_folder)
             counts.update(result[0])
             failures += result[1]
     except EOFError:

@@ -248,13 +248,13 @@ class _Salvage:
     def _lose(self, start: int, stop: int, reason: str, records: int | None) -> None:
         """Adds what lies between two byte offsets to the bad records."""
         before, after = self._passed, self._places.get(stop)
-        lost: tuple[int | None, int | None] = (records, records if self._format == "row" else None)
+        rows = records if self._format == "row" else None
         if before is not None and after is not None and (after >= before).all():
-            lost = (int(after[0] - before[0]), int(after[1] - before[1]))
-        if after is None and before is not None and None not in lost:
-            after = np.add(before, lost)
+            records, rows = map(int, after - before)
+        if before is not None and after is None and records is not None and rows is not None:
+            after = np.add(before, (records, rows))
         self._passed = after
-        self._bad.add(BadRecord(self._file, "byte offset", start, reason, *lost))
+        self._bad.add(BadRecord(self._file, "byte offset", start, reason, records, rows))
 
 
 def _reason(error: Exception) -> str:
