@@ -80,10 +80,13 @@ class TableFiles:
             raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
 
     def _first_schema(self, files: Sequence[str]) -> pa.Schema | None:
-        """Returns the columns of the first file that can be read, None where none can: others are found when they are read."""
+        """Returns the columns of the first file that can be read, None where none can; what is bad is told when it is read."""
+        file_format = self._format()
+        if self.file_format == "csv":
+            file_format.parse_options.invalid_row_handler = lambda row: "skip"
         for file in files:
             with contextlib.suppress(*UNREADABLE):
-                return pads.dataset(file, format=self._format()).schema
+                return pads.dataset(file, format=file_format).schema
         return None
 
     def _format(self) -> pads.FileFormat:
@@ -152,17 +155,16 @@ class TableFiles:
     def _sound_batches(
         self, fragment: pads.Fragment, schema: pa.Schema, columns: Sequence[str], bad: BadRecords
     ) -> Iterator[SourceBatch]:
+        if self.file_format == "csv":
+            types = pa.schema([schema.field(name) for name in columns])
+            yield from csv_batches(fragment, types, self._read_options(), self._parse_options(), self.nulls, bad)
+            return
         try:
             _require_columns(fragment, columns)
         except (DataError, *UNREADABLE) as error:
             bad.add(BadRecord(fragment.path, "row", 0, f"the whole file: {error}", None, None))
-            return
-        if self.file_format == "parquet":
-            yield from parquet_batches(fragment, columns, bad)
         else:
-            types = pa.schema([schema.field(name) for name in columns])
-            options = self._read_options(), self._parse_options(), self.nulls
-            yield from csv_batches(fragment, types, *options, bad)
+            yield from parquet_batches(fragment, columns, bad)
 
 
 def _count_rows(fragment: pads.Fragment, file_format: str) -> int:

@@ -90,8 +90,9 @@ def csv_batches(
             numbers = np.arange(next_row, next_row + rows.num_rows + len(other_rows))
             numbers = np.setdiff1d(numbers, [*other_rows])[: rows.num_rows]
             named = _name(path, other_rows, named, bad)
-            next_row = int(numbers[-1]) + 1 if len(numbers) else next_row
-            yield _typed(SourceBatch(path, 0, rows, numbers), types, bad)
+            if len(numbers):
+                next_row = int(numbers[-1]) + 1
+                yield _typed(SourceBatch(path, int(numbers[0]), rows, numbers), types, bad)
     except UNREADABLE as error:
         _name(path, other_rows, named, bad)
         bad.add(_rest(path, next_row, error))
