@@ -8,23 +8,24 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_pipeline import labels as label_rules
 from data_pipeline import schema as schemas
 from data_pipeline import statistics as stats
 from data_pipeline import storage
+from data_pipeline.bad_records import BAD_RECORDS_FILE, BadRecords
 from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE
 from data_pipeline.index import Shard
 from data_pipeline.processes import Run
-from data_pipeline.records import arrow_type, flat_values, list_lengths
+from data_pipeline.records import flat_values
 from data_pipeline.schema import Column, Schema
 from data_pipeline.sources.base import Source, SourceBatch
 from data_pipeline.split_rules import DayRule, SplitRule
 from data_pipeline.staging import Staging, staged_data_folder
+from data_pipeline.typed_rows import ruled_rows, typed_rows
 from data_pipeline.write import SplitWriter, check_record_format, write_index
 from hm3_tf import __version__
-from hm3_tf.errors import DataError, did_you_mean
+from hm3_tf.errors import DataError
 from hm3_tf.progress import Progress
 
 _LOGGER = logging.getLogger("hm3_tf.convert")
@@ -64,6 +65,7 @@ class _Part:
       first_row: Number of the first of them in the log, if the split goes by it.
       staging: The data folder.
       split, nesting, record_format, days: As of `convert`.
+      most_bad: Bad records that are skipped; None where the first one is an error.
     """
 
     number: int
@@ -74,14 +76,16 @@ class _Part:
     nesting: str
     record_format: str
     days: DayRule | None
+    most_bad: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class _WrittenPart:
-    """What a part became: the number of rows that were read, and what was written, by split."""
+    """What a part became: the number of rows that were read, what was written, by split, and what could not be read."""
 
     rows: int
     splits: dict[str, _WrittenSplit]
+    bad: BadRecords | None
 
 
 def convert(
@@ -92,6 +96,7 @@ def convert(
     nesting: str = "coerce",
     record_format: str = "packed",
     days: DayRule | None = None,
+    bad: BadRecords | None = None,
     run: Run = map,
 ) -> dict[str, stats.SplitStatistics]:
     """Writes a raw log as a data folder, which appears under its name only when complete.
@@ -109,40 +114,46 @@ def convert(
       nesting: `coerce`, `drop` or `error`.
       record_format: `packed` or `row`.
       days: Rule that gives each row its day, where each day is to have shards of its own, named by it.
-      run: Runs the parts: `map` in this process, a `process_pool`, or Ray (`ray_convert`).
+      bad: Takes what cannot be read, which is then in `bad_records.jsonl`; None where the first bad record is an error.
+      run: Runs the parts: `map` in this process, a `process_pool`, or Ray (`ray_tasks`).
 
     Returns:
       {split: its statistics}.
 
     Raises:
-      DataError: A column is missing or of another type, a number is NaN or infinite, labels break the hierarchy, or the
-        training split is empty; of several parts with errors any one is named.
+      DataError: A column is missing or of another type, a number is NaN or infinite, labels break the hierarchy, the
+        training split is empty, or more records are bad than `bad` takes; of several parts with errors any one is named.
       ConfigError: The policy or the format is unknown.
       Hm3Error: The folder cannot be written.
     """
     label_rules.check_policy(nesting, "--nesting")
     check_record_format(record_format)
-    origin = repr((__version__, schemas.to_json(source.schema), source.origin, split, nesting, record_format, days))
+    most_bad = bad.most if bad is not None else None
+    rules = (split, nesting, record_format, days, most_bad)
+    origin = repr((__version__, schemas.to_json(source.schema), source.origin, rules))
     with staged_data_folder(output_dir, origin) as staging:
         for name in SPLITS:
             storage.make_folder(storage.join(staging.folder, name))
         sources = source.parts()
-        rows = list(run(_count_rows, sources)) if split.by_row_number and len(sources) > 1 else [0] * len(sources)
+        counts = [0] * len(sources)
+        if split.by_row_number and len(sources) > 1:
+            counts = list(run(functools.partial(_count_rows, most_bad=most_bad), sources))
         parts = [
-            _Part(i, part, first_row, staging, split, nesting, record_format, days)
-            for i, (part, first_row) in enumerate(zip(sources, itertools.accumulate(rows, initial=0)))
+            _Part(i, part, first_row, staging, *rules)
+            for i, (part, first_row) in enumerate(zip(sources, itertools.accumulate(counts, initial=0)))
         ]
-        return _write_metadata(
-            staging.folder, source, _write_parts(parts, source.schema, run, sum(rows)), record_format
-        )
+        splits = _write_parts(parts, source.schema, run, sum(counts), bad)
+        return _write_metadata(staging.folder, source, splits, record_format, bad)
 
 
-def _count_rows(source: Source) -> int:
-    return source.count_rows()
+def _count_rows(source: Source, most_bad: int | None) -> int:
+    return source.count_rows(None if most_bad is None else BadRecords(most_bad))
 
 
-def _write_parts(parts: list[_Part], schema: Schema, run: Run, total: int) -> dict[str, _WrittenSplit]:
-    """Writes the parts that are not written yet, and returns what was written of all, by split."""
+def _write_parts(
+    parts: list[_Part], schema: Schema, run: Run, total: int, bad: BadRecords | None
+) -> dict[str, _WrittenSplit]:
+    """Writes the parts that are not written yet, and returns what was written of all, by split; `bad` takes what cannot be."""
     splits = {name: _WrittenSplit([], stats.StatisticsBuilder(schema)) for name in SPLITS}
     missing = {part.number: part for part in parts if not part.staging.has(part.number)}
     if len(missing) < len(parts):
@@ -158,6 +169,8 @@ def _write_parts(parts: list[_Part], schema: Schema, run: Run, total: int) -> di
             progress.reach(rows)
             for name, each in result.splits.items():
                 splits[name].merge(each)
+            if bad is not None:
+                bad.merge(result.bad)
     return splits
 
 
@@ -177,20 +190,37 @@ def _write_part(part: _Part, on_rows: Callable[[int], None] = lambda rows: None)
         )
         for name in SPLITS
     }
-    rows = 0
-    for batch in part.source.batches():
-        days = part.days(batch.rows) if part.days else None
-        _write_batch(batch, schema, splits, part.split(batch.rows, part.first_row + rows), part.nesting, days)
-        rows += batch.rows.num_rows
-        on_rows(batch.rows.num_rows)
+    rows, bad = 0, None if part.most_bad is None else BadRecords(part.most_bad)
+    for batch in part.source.batches(bad):
+        count = batch.rows.num_rows
+        batch, ruled = ruled_rows(batch, _rules(part, part.first_row + rows), bad)
+        rows += count
+        on_rows(count)
+        typed, kept = typed_rows(batch, schema, bad)
+        if kept is not None:
+            batch, ruled = batch.filter(kept), [rule[kept] for rule in ruled]
+        _write_batch(batch, typed, schema, splits, ruled[0], part.nesting, ruled[1] if part.days else None)
     written = {name: _WrittenSplit(each.writer.finish(), each.statistics) for name, each in splits.items()}
-    part.staging.write(part.number, _WrittenPart(rows, written))
+    part.staging.write(part.number, _WrittenPart(rows, written, bad))
+
+
+def _rules(part: _Part, first_row: int) -> list[Callable[[pa.RecordBatch, int], np.ndarray]]:
+    """Returns the rules of the split, and of the day if there is one, for a batch whose first row in the log is `first_row`."""
+    days = part.days
+    split = [lambda rows, start: part.split(rows, first_row + start)]
+    return split + ([lambda rows, _start: days(rows)] if days else [])
 
 
 def _write_metadata(
-    folder: str, source: Source, splits: dict[str, _WrittenSplit], record_format: str
+    folder: str,
+    source: Source,
+    splits: dict[str, _WrittenSplit],
+    record_format: str,
+    bad: BadRecords | None,
 ) -> dict[str, stats.SplitStatistics]:
     """Writes the indexes, `statistics.json` and last `schema.json` of a data folder, and returns {split: its statistics}.
+
+    Where bad records were skipped there is a `bad_records.jsonl` too.
 
     Raises:
       DataError: The training split is empty.
@@ -202,6 +232,9 @@ def _write_metadata(
     for name, part in splits.items():
         write_index(storage.join(folder, name), record_format, part.shards)
     storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
+    if bad:
+        storage.write_text(storage.join(folder, BAD_RECORDS_FILE), bad.to_jsonl())
+        bad.tell()
     schema = _size(source.schema, source, results["train"])
     storage.write_text(storage.join(folder, SCHEMA_FILE), schemas.to_json(schema))
     return results
@@ -209,13 +242,13 @@ def _write_metadata(
 
 def _write_batch(
     batch: SourceBatch,
+    rows: pa.RecordBatch,
     schema: Schema,
     splits: dict[str, _Split],
     assignment: np.ndarray,
     nesting: str,
     days: np.ndarray | None,
 ) -> None:
-    rows = pa.RecordBatch.from_pydict({column.name: _typed(batch, column) for column in schema.columns})
     values = {column.name: flat_values(column, rows.column(column.name)) for column in schema.with_role("behavior")}
     labels, violations = label_rules.nest(schema.levels, label_rules.raw_flags(schema.levels, values))
     keep = np.ones(rows.num_rows, bool)
@@ -239,85 +272,9 @@ def _refuse_violations(batch: SourceBatch, violations: dict[str, np.ndarray]) ->
     for kind, where in violations.items():
         if where.any():
             raise DataError(
-                f"{batch.file}: row {batch.first_row + int(np.argmax(where))}: expected labels that keep the hierarchy, "
+                f"{batch.file}: row {batch.number(int(np.argmax(where)))}: expected labels that keep the hierarchy, "
                 f"got {kind} ({np.count_nonzero(where)} such rows in this batch); use --nesting=coerce or drop, or mend the log"
             )
-
-
-def _typed(batch: SourceBatch, column: Column) -> pa.Array:
-    """Returns a column of a raw batch in its `arrow_type`, checked."""
-    names = batch.rows.schema.names
-    if column.name not in names:
-        raise DataError(
-            f"{batch.file}: expected the column {column.name!r} of the schema, found none; "
-            f"{did_you_mean(column.name, names)}"
-        )
-    raw = batch.rows.column(column.name)
-    target = arrow_type(column)
-    try:
-        array = raw if raw.type == target else pc.cast(_castable(raw, target), target)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"{batch.file}: column {column.name!r}: expected {column.dtype} as the schema says, got {raw.type} in rows "
-            f"{batch.first_row} to {batch.first_row + batch.rows.num_rows - 1} ({error}); mend the schema or the log"
-        ) from error
-    if column.dtype == "float" and column.role != "ignored":
-        _refuse_non_finite(batch, column, array)
-    if column.role == "weight":
-        _refuse_negative(batch, column, array)
-    if column.shape and column.shape[0] is not None:
-        _refuse_other_lengths(batch, column, array)
-    return array
-
-
-def _castable(raw: pa.Array, target: pa.DataType) -> pa.Array:
-    """Casts numbers to text before bytes, and integers to double before float: Arrow does not go there in one step."""
-    if pa.types.is_binary(target) and not _is_text(raw.type):
-        return pc.cast(raw, pa.string())
-    if pa.types.is_int64(target) and pa.types.is_uint64(raw.type):
-        return raw.view(pa.int64())  # ids are hashed by their bits
-    if pa.types.is_float32(target) and pa.types.is_integer(raw.type):
-        return pc.cast(raw, pa.float64(), safe=False)
-    return raw
-
-
-def _is_text(arrow: pa.DataType) -> bool:
-    tests = (pa.types.is_large_string, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    return any(test(arrow) for test in tests)
-
-
-def _refuse_non_finite(batch: SourceBatch, column: Column, array: pa.Array) -> None:
-    flat = array.flatten() if column.shape else array
-    bad = pc.fill_null(pc.invert(pc.is_finite(flat)), False).to_numpy(zero_copy_only=False)
-    if bad.any():
-        place = row = int(np.argmax(bad))
-        if column.shape:
-            row = int(np.searchsorted(np.cumsum(list_lengths(array)), place, side="right"))
-        raise DataError(
-            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected a finite number, or null for a "
-            f"missing one, got {flat[place].as_py()}; mend the log, or give the column the role 'ignored'"
-        )
-
-
-def _refuse_negative(batch: SourceBatch, column: Column, array: pa.Array) -> None:
-    negative = pc.fill_null(pc.less(array, 0), False).to_numpy(zero_copy_only=False)
-    if negative.any():
-        row = int(np.argmax(negative))
-        raise DataError(
-            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected a weight of at least 0, got "
-            f"{array[row].as_py()}; mend the log"
-        )
-
-
-def _refuse_other_lengths(batch: SourceBatch, column: Column, array: pa.Array) -> None:
-    lengths = list_lengths(array)
-    bad = lengths != column.shape[0]
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise DataError(
-            f"{batch.file}: row {batch.first_row + row}: column {column.name!r}: expected {column.shape[0]} values as the "
-            f"schema says, got {lengths[row]}"
-        )
 
 
 def _size(schema: Schema, source: Source, train: stats.SplitStatistics) -> Schema:

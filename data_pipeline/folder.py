@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,8 +12,10 @@ from data_pipeline import labels as label_rules
 from data_pipeline import schema as schemas
 from data_pipeline import statistics as stats
 from data_pipeline import storage
+from data_pipeline.bad_records import BadRecords
 from data_pipeline.index import SplitIndex, find_corruption, load_index
-from data_pipeline.read import Reader, read_records
+from data_pipeline.read import Reader, read_fault, read_records
+from data_pipeline.salvage import sound_index
 from data_pipeline.schema import Schema
 from hm3_tf.errors import DataError, did_you_mean
 from hm3_tf.progress import Progress
@@ -33,17 +34,20 @@ class DataFolder:
     Attributes:
       path: The folder.
       schema: Its schema.
+      max_bad_records: Bad records of a split that are skipped, see `sound_index`; None where the first one is an error.
     """
 
     path: str
     schema: Schema
+    max_bad_records: int | None = None
 
     @classmethod
-    def open(cls, path: str) -> "DataFolder":
+    def open(cls, path: str, max_bad_records: int | None = None) -> "DataFolder":
         """Returns the folder at a path.
 
         Args:
           path: Local path or URL.
+          max_bad_records: See the attribute.
 
         Returns:
           The folder.
@@ -57,7 +61,7 @@ class DataFolder:
         text = storage.read_text(
             file, "make the folder with hm3 convert or hm3 simulate, or write a schema for your shards"
         )
-        return cls(path, schemas.from_json(text, file))
+        return cls(path, schemas.from_json(text, file), max_bad_records)
 
     def has_split(self, name: str) -> bool:
         """Whether the folder has shards of a split."""
@@ -73,9 +77,15 @@ class DataFolder:
           The index.
 
         Raises:
-          DataError: The split is missing or empty, or a shard is corrupt.
+          DataError: The split is missing or empty, a shard is corrupt, or too much of them is.
         """
-        return load_index(storage.join(self.path, name))
+        folder = storage.join(self.path, name)
+        if self.max_bad_records is None:
+            return load_index(folder)
+        bad = BadRecords(self.max_bad_records)
+        index = sound_index(folder, self.schema, bad)
+        bad.tell()
+        return index
 
     def statistics(self) -> dict[str, stats.SplitStatistics]:
         """Returns the statistics of the splits: of `statistics.json`, or counted from the training shards.
@@ -172,12 +182,6 @@ def check_records(reader: Reader) -> dict[str, tuple[str, str]]:
     return found
 
 
-_READ_ERRORS = (
-    r"column '[^']*' of dtype \w+ does not have its values[^\n;\]]*|column '[^']*' holds a weight below 0"
-    r"|data\.nesting is 'error', but[^\n;]*|Key: [^\n;]*|Could not parse example[^\n;]*"
-)
-
-
 @contextlib.contextmanager
 def explained_read_errors(index: SplitIndex) -> Iterator[None]:
     """Turns TensorFlow's reading errors within the block into one line with file, offset and column.
@@ -203,9 +207,9 @@ def explained_read_errors(index: SplitIndex) -> Iterator[None]:
             f"{folder}: expected records that are tf.train.Examples, found one that is not; convert the log again"
         ) from error
     except tf.errors.InvalidArgumentError as error:
-        reason = re.search(_READ_ERRORS, error.message.replace("\\'", "'"))
-        if reason is None:
+        fault = read_fault(error)
+        if fault is None:
             raise
         raise DataError(
-            f"{folder}: expected records as the schema says, but {reason.group(0)}; mend the schema or the log"
+            f"{folder}: expected records as the schema says, but {fault}; mend the schema or the log"
         ) from error

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ from data_pipeline.records import BLOCK_ROWS, PARSERS, ROWS_KEY
 from hm3_tf.errors import DataError
 
 INDEX_FILE = "index.json"
-_FRAMING = 16  # bytes TFRecord adds to a record: length, its checksum, the data's checksum
-_HEADER = 12  # of these, before the data
+FRAMING = 16  # bytes TFRecord adds to a record: length, its checksum, the data's checksum
+HEADER = 12  # of these, before the data
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -120,7 +121,7 @@ class SplitIndex:
 
 def row_blocks(record_bytes: np.ndarray) -> np.ndarray:
     """Returns the blocks of a shard of row records: [blocks, 3] of byte offset, records, rows."""
-    offsets = np.concatenate([[0], np.cumsum(record_bytes + _FRAMING)])[:-1]
+    offsets = np.concatenate([[0], np.cumsum(record_bytes + FRAMING)])[:-1]
     starts = np.arange(0, len(record_bytes), BLOCK_ROWS)
     counts = np.diff(np.append(starts, len(record_bytes)))
     return np.stack([offsets[starts], counts, counts], axis=-1).astype(np.int64).reshape(-1, 3)
@@ -128,13 +129,18 @@ def row_blocks(record_bytes: np.ndarray) -> np.ndarray:
 
 def packed_blocks(record_bytes: np.ndarray, record_rows: np.ndarray) -> np.ndarray:
     """Returns the blocks of a shard of packed records, one a record: [blocks, 3] of byte offset, records, rows."""
-    offsets = np.concatenate([[0], np.cumsum(record_bytes + _FRAMING)])[:-1]
+    offsets = np.concatenate([[0], np.cumsum(record_bytes + FRAMING)])[:-1]
     return np.stack([offsets, np.ones_like(offsets), record_rows], axis=-1).astype(np.int64).reshape(-1, 3)
 
 
 def to_json(record_format: str, shards: Iterable[Shard]) -> str:
     """Returns `index.json` for the shards of a folder."""
-    return json.dumps({"record_format": record_format, "shards": [shard.as_dict() for shard in shards]})
+    index = {"record_format": record_format, "shards": [shard.as_dict() for shard in shards]}
+    return json.dumps(index | {"checksum": _checksum(index)})
+
+
+def _checksum(index: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps([index["record_format"], index["shards"]]).encode())
 
 
 def load_index(folder: str) -> SplitIndex:
@@ -151,32 +157,66 @@ def load_index(folder: str) -> SplitIndex:
         record is corrupt; file and byte offset are named.
     """
     storage.open_file_system(folder)
-    path = storage.join(folder, INDEX_FILE)
-    if tf.io.gfile.exists(path):
-        index = _read_index(folder, path)
+    index = stored_index(folder)
+    if index is None:
+        index = scan(find_shards(folder))
     else:
-        files = sorted(tf.io.gfile.glob(storage.join(folder, "*.tfrecord*")))
-        if not files:
-            raise DataError(f"{folder}: expected *.tfrecord shards, found none; check --data_dir and the split")
-        index = scan(files)
+        check_sizes(index)
     if index.rows == 0:
-        raise DataError(
-            f"{folder}: expected impressions, found an empty split; check the dates or fractions of --split"
-        )
+        raise empty_split(folder)
     return index
 
 
-def _read_index(folder: str, path: str) -> SplitIndex:
+def find_shards(folder: str) -> list[str]:
+    """Returns the paths of the shards in a folder.
+
+    Raises:
+      DataError: There is none, or one is compressed.
+    """
+    files = sorted(tf.io.gfile.glob(storage.join(folder, "*.tfrecord*")))
+    if not files:
+        raise DataError(f"{folder}: expected *.tfrecord shards, found none; check --data_dir and the split")
+    for file in files:
+        if re.search(r"\.(gz|gzip|zlib)$", file):
+            raise DataError(f"{file}: expected uncompressed TFRecord, found a compressed file; decompress it first")
+    return files
+
+
+def empty_split(folder: str) -> DataError:
+    """Returns the error for a split without a row."""
+    return DataError(f"{folder}: expected impressions, found an empty split; check the dates or fractions of --split")
+
+
+def stored_index(folder: str) -> SplitIndex | None:
+    """Returns what `index.json` says of a split, or None where there is none.
+
+    Raises:
+      DataError: The file is not an index, or not as it was written.
+    """
+    path = storage.join(folder, INDEX_FILE)
+    if not tf.io.gfile.exists(path):
+        return None
     try:
         data = json.loads(storage.read_text(path, "convert the log again"))
         record_format, shards = data["record_format"], data["shards"]
+        if data.get("checksum") not in (None, _checksum(data)):
+            raise ValueError("another checksum")
         files = tuple(storage.join(folder, shard["file"]) for shard in shards)
         sizes = tuple(int(shard["bytes"]) for shard in shards)
-        blocks = _join_blocks([shard["blocks"] for shard in shards])
+        blocks = join_blocks([shard["blocks"] for shard in shards])
         PARSERS[record_format]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: expected the index of a split, got {error!r}; convert the log again") from error
-    for file, size in zip(files, sizes):
+    return SplitIndex(record_format, files, sizes, blocks)
+
+
+def check_sizes(index: SplitIndex) -> None:
+    """Checks that the shards are as long as their index says.
+
+    Raises:
+      DataError: One is not there, or not as long.
+    """
+    for file, size in zip(index.files, index.file_bytes):
         found = tf.io.gfile.stat(file).length if tf.io.gfile.exists(file) else None
         if found != size:
             state = "no file" if found is None else f"{found} bytes (byte offset {min(found, size)} is where they part)"
@@ -184,10 +224,10 @@ def _read_index(folder: str, path: str) -> SplitIndex:
                 f"{file}: expected the {size} bytes that {INDEX_FILE} names, found {state}: the shard is truncated or "
                 "was written by something else; convert the log again"
             )
-    return SplitIndex(record_format, files, sizes, blocks)
 
 
-def _join_blocks(shards: Sequence[Sequence[Sequence[int]] | np.ndarray]) -> np.ndarray:
+def join_blocks(shards: Sequence[Sequence[Sequence[int]] | np.ndarray]) -> np.ndarray:
+    """Returns the blocks of a split from those of its shards, [n, 3] each; those without rows are left out."""
     blocks = [np.asarray(shard, np.int64).reshape(-1, 3) for shard in shards]
     owners = np.repeat(np.arange(len(blocks)), [len(shard) for shard in blocks])
     joined = np.concatenate([owners[:, np.newaxis], np.concatenate([np.empty((0, 3), np.int64), *blocks])], axis=1)
@@ -204,7 +244,7 @@ def scan(files: Sequence[str]) -> SplitIndex:
       The index.
 
     Raises:
-      DataError: A record is corrupt or cut off, or a shard is compressed.
+      DataError: A record is corrupt or cut off.
     """
     record_format = _detect_format(files)
     shards, sizes = [], []
@@ -212,13 +252,11 @@ def scan(files: Sequence[str]) -> SplitIndex:
         record_bytes, record_rows = _scan_file(file, record_format)
         shards.append(row_blocks(record_bytes) if record_format == "row" else packed_blocks(record_bytes, record_rows))
         sizes.append(tf.io.gfile.stat(file).length)
-    return SplitIndex(record_format, tuple(files), tuple(sizes), _join_blocks(shards))
+    return SplitIndex(record_format, tuple(files), tuple(sizes), join_blocks(shards))
 
 
 def _detect_format(files: Sequence[str]) -> str:
     for file in files:
-        if re.search(r"\.(gz|gzip|zlib)$", file):
-            raise DataError(f"{file}: expected uncompressed TFRecord, found a compressed file; decompress it first")
         for record in _checked_records(file, batch=1, limit=1):
             try:
                 features = tf.train.Example.FromString(record.numpy()[0]).features.feature
@@ -234,7 +272,11 @@ def _scan_file(file: str, record_format: str) -> tuple[np.ndarray, np.ndarray]:
         lengths.append(tf.strings.length(records).numpy().astype(np.int64))
         if record_format == "packed":
             rows.append(_record_rows(file, records))
-    return np.concatenate(lengths), np.concatenate(rows)
+    sizes = np.concatenate(lengths)
+    end = int(np.sum(sizes + FRAMING))
+    if end != tf.io.gfile.stat(file).length:  # TensorFlow takes a cut within a record's length for the end
+        raise _corrupt_at(file, f"byte offset {end}")
+    return sizes, np.concatenate(rows)
 
 
 def _record_rows(file: str, records: tf.Tensor) -> np.ndarray:
@@ -258,7 +300,10 @@ def _checked_records(file: str, batch: int = BLOCK_ROWS, limit: int = -1) -> Ite
 def corrupt_record(file: str, error: tf.errors.DataLossError) -> DataError:
     """Returns the error for a record of `file` that TensorFlow found corrupt, with its byte offset."""
     offset = re.search(r"at (\d+)", error.message)
-    where = f"byte offset {offset.group(1)}" if offset else "an unknown offset"
+    return _corrupt_at(file, f"byte offset {offset.group(1)}" if offset else "an unknown offset")
+
+
+def _corrupt_at(file: str, where: str) -> DataError:
     return DataError(
         f"{file}: expected TFRecord data, found a corrupt or cut-off record at {where}; restore the file from its "
         "source, convert the log again, or take the shard out of the folder"

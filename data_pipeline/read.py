@@ -12,6 +12,7 @@ lanes that are its own, a window of steps at a time, each window decoded and shu
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -460,3 +461,15 @@ class _WindowReader:
             levels |= {behavior: tf.cast(v, tf.float32) for behavior, v in behaviors.items()}
         carried = ({name: columns[name] for name in reader.carry},) if reader.carry else ()
         return (inputs, levels, weights, *carried)
+
+
+_FAULTS = (
+    r"column '[^']*' of dtype \w+ does not have its values[^\n;\]]*|column '[^']*' holds a weight below 0"
+    r"|data\.nesting is 'error', but[^\n;]*|Key: [^\n;]*|Could not parse example[^\n;]*"
+)
+
+
+def read_fault(error: tf.errors.InvalidArgumentError) -> str | None:
+    """Returns what is wrong with a record, of the error with which it could not be read; None where it is another error."""
+    fault = re.search(_FAULTS, error.message.replace("\\'", "'"))
+    return fault.group(0) if fault else None

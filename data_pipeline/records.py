@@ -171,7 +171,12 @@ def _sizes(column: Column, flat: dict[str, tf.Tensor], rows: tf.Tensor) -> list[
     if column.shape != VARIABLE:
         return [(found, rows * (column.length or 1))]
     lengths = flat[column.name + _LENGTHS_SUFFIX]
-    return [(tf.size(lengths, tf.int64), rows), (found, tf.reduce_sum(lengths))]
+    possible = (lengths >= 0) & (lengths <= found)  # others end the process where they are padded
+    return [
+        (tf.size(lengths, tf.int64), rows),
+        (found, tf.reduce_sum(lengths)),
+        (tf.math.count_nonzero(possible), tf.size(lengths, tf.int64)),
+    ]
 
 
 def _unpack(column: Column, flat: dict[str, tf.Tensor]) -> tf.Tensor:

@@ -37,7 +37,7 @@ def validate(data: DataFolder, time: str | None = None) -> Validation:
       DataError: `statistics.json` is not one.
     """
     clock = time_column(data.schema, time)
-    stored = data.stored_statistics() or {}
+    stored = dict(data.stored_statistics() or {})
     findings: list[Finding] = []
     profiles: dict[str, Profile] = {}
     for split in SPLITS:
@@ -46,6 +46,10 @@ def validate(data: DataFolder, time: str | None = None) -> Validation:
             continue
         try:
             index = data.split(split)
+            lost = stored[split].rows - index.rows if split in stored else 0
+            if data.max_bad_records is not None and lost > 0:
+                findings.append(_skipped(split, lost))
+                del stored[split]  # it tells of other rows
             with Progress(f"validate {split}", index.rows) as progress:
                 profiles[split] = profile(index, data.schema, clock, profiles.get("train"), progress.advance)
         except DataError as error:
@@ -91,6 +95,11 @@ def _absent(split: str) -> Finding:
 
 def _unreadable(split: str, error: DataError) -> Finding:
     return Finding("unreadable", "error", split, str(error), "what follows in the split was not validated")
+
+
+def _skipped(split: str, rows: int) -> Finding:
+    what = f"{rows:,} rows of statistics.json are not in the shards, or in bad records, which were skipped"
+    return Finding("unreadable", "warning", split, what, "restore the shards, or convert the log again")
 
 
 def _columns(evidence: Evidence) -> dict[str, dict]:

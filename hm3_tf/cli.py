@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from data_pipeline.bad_records import BAD_RECORDS_FILE, MAX_BAD_RECORDS, ON_ERROR, BadRecords
 from data_pipeline.labels import NESTING_POLICIES
 from hm3_tf import __version__
 from hm3_tf.config_files import define_config, explain_unknown_field
@@ -50,6 +51,14 @@ def _string(values: flags.FlagValues, name: str, default: str | None, text: str)
 
 def _choice(values: flags.FlagValues, name: str, default: str, choices: tuple[str, ...], text: str) -> None:
     flags.DEFINE_enum(name, default, choices, text, flag_values=values)
+
+
+def _define_bad_records(
+    values: flags.FlagValues, on_error: str | None = "fail", most: int | None = MAX_BAD_RECORDS
+) -> None:
+    flags.DEFINE_enum("on_error", on_error, ON_ERROR, "What a bad record does: fail, or skip.", flag_values=values)
+    text = "With --on_error=skip: bad records after which it is an error all the same."
+    flags.DEFINE_integer("max_bad_records", most, text, lower_bound=0, flag_values=values)
 
 
 def _define_simulate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
@@ -176,6 +185,7 @@ def _define_convert(values: flags.FlagValues, _arguments: Sequence[str]) -> None
     flags.DEFINE_integer("seed", 0, "Seed of a split by fractions.", lower_bound=0, flag_values=values)
     _define_processes(values)
     _choice(values, "engine", "local", ("local", "ray"), "local: this machine; ray: a Ray cluster, a task a part.")
+    _define_bad_records(values)
     _define_ray_address(values)
 
 
@@ -198,6 +208,7 @@ def _convert(values: flags.FlagValues) -> None:
     source = open_source(
         values.source, storage.absolute(values.input), schema, values.behaviors, values.groups, ignored
     )
+    bad = BadRecords(values.max_bad_records) if values.on_error == "skip" else None
     with _engine(values, source) as run:
         splits = convert(
             source,
@@ -206,8 +217,11 @@ def _convert(values: flags.FlagValues) -> None:
             nesting=values.nesting,
             record_format=values.record_format,
             days=DateColumn(values.split_column) if values.shard_by_day else None,
+            bad=bad,
             run=run,
         )
+    if bad:
+        print(f"{bad.summary()}, see {BAD_RECORDS_FILE}")
     _print_splits(values.output_dir, splits)
     for role, columns in source.schema.roles().items():
         print(f"  {role:<10} {', '.join(f'{column.name} ({column.dtype})' for column in columns)}")
@@ -237,6 +251,7 @@ def _define_validate(values: flags.FlagValues, _arguments: Sequence[str]) -> Non
     _string(
         values, "time_column", None, "Column that says when each row was; default one named date, day, timestamp, ..."
     )
+    _define_bad_records(values)
 
 
 def _validate(values: flags.FlagValues) -> None:
@@ -253,7 +268,8 @@ def _validate(values: flags.FlagValues) -> None:
     from data_pipeline.folder import DataFolder
     from data_pipeline.validate import validate
 
-    validation = validate(DataFolder.open(values.data_dir), values.time_column)
+    most = values.max_bad_records if values.on_error == "skip" else None
+    validation = validate(DataFolder.open(values.data_dir, most), values.time_column)
     if output:
         storage.write_text(output, render_validation(validation) if output.endswith(".html") else validation.to_json())
     print(validation.as_text())
@@ -289,6 +305,8 @@ def _define_split(values: flags.FlagValues) -> None:
     _string(values, "data_dir", None, "Data folder; default the one it was trained on.")
     _string(values, "split", "test", "Split to evaluate.")
     _string(values, "output", None, "File for the figures; default WORKDIR/evaluation/SPLIT.json.")
+    _define_bad_records(values, None, None)
+    values["on_error"].help += " Default as the run's config says."
 
 
 def _define_evaluate(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
@@ -313,7 +331,11 @@ def _evaluate(values: flags.FlagValues) -> None:
 def _open_split(run, values: flags.FlagValues):
     from data_pipeline.folder import DataFolder
 
-    return dataclasses.replace(DataFolder.open(values.data_dir or run.data_dir), schema=run.schema).split(values.split)
+    flagged = values.flag_values_dict()
+    given = {name: flagged[name] for name in ("on_error", "max_bad_records") if flagged.get(name) is not None}
+    most = dataclasses.replace(run.config.data, **given).most_bad_records
+    data = DataFolder.open(values.data_dir or run.data_dir, most)
+    return dataclasses.replace(data, schema=run.schema).split(values.split)
 
 
 def _define_predict(values: flags.FlagValues, _arguments: Sequence[str]) -> None:

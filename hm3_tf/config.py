@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipeline.bad_records import MAX_BAD_RECORDS, ON_ERROR
 from data_pipeline.labels import NESTING_POLICIES
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
 from hm3_tf.checks import check_type
@@ -99,11 +100,20 @@ class DataConfig(_Section):
       shuffle_rows: Rows over all workers that are shuffled together; blocks are shuffled over the whole split.
       negative_keep_rate: Share of the unclicked impressions that an epoch of training reads, other ones each epoch.
         Predictions and figures are those of the whole log.
+      on_error: What a corrupt record does: fail, or skip: each is checked before the first step, and bad ones are left out.
+      max_bad_records: With skip: bad records of a split after which it is an error all the same.
     """
 
     nesting: str = "coerce"
     shuffle_rows: int = 65_536
     negative_keep_rate: float = 1.0
+    on_error: str = "fail"
+    max_bad_records: int = MAX_BAD_RECORDS
+
+    @property
+    def most_bad_records(self) -> int | None:
+        """Bad records of a split that are skipped; None where the first one is an error."""
+        return self.max_bad_records if self.on_error == "skip" else None
 
 
 @dataclasses.dataclass
@@ -240,6 +250,9 @@ def checked(config: Config) -> Config:
             "happens without it would be read too seldom; give the behavior gate=True, or keep all rows"
         )
     _require_one_of(config.data.nesting, NESTING_POLICIES, "data.nesting")
+    _require_one_of(config.data.on_error, ON_ERROR, "data.on_error")
+    most = config.data.max_bad_records
+    _require(most >= 0, "data.max_bad_records", "a number of at least 0", most)
     _require_one_of(training.optimizer, OPTIMIZERS, "training.optimizer")
     _require_one_of(training.schedule, SCHEDULES, "training.schedule")
     for name, value in _ONE_PASS.items() if training.schedule == "by_day" else ():

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from data_pipeline import schema as schemas
 from data_pipeline import storage
-from data_pipeline.folder import SCHEMA_FILE, DataFolder
+from data_pipeline.folder import SCHEMA_FILE
 from hm3_tf import __version__, evaluate
 from hm3_tf import config as configs
 from hm3_tf.errors import Hm3Error
@@ -131,7 +131,7 @@ def _read_rows(run: Workdir, folder: str, count: int) -> LoggedRows:
     Raises:
       DataError: The log cannot be read.
     """
-    data = DataFolder.open(run.data_dir)
+    data = run.open_data()
     index = data.split(VALIDATION if data.has_split(VALIDATION) else "train")
     return read_rows(run, index, input_columns(read_signatures(folder), run.schema.columns), count)
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipeline import storage
-from data_pipeline.folder import DataFolder, check_records, explained_read_errors
+from data_pipeline.folder import check_records, explained_read_errors
 from data_pipeline.hashing import fingerprint
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import Reader
@@ -116,7 +116,7 @@ def pass_gate(run: Workdir, folder: str, gate: str, force: bool) -> tuple[dict[s
         _LOGGER.warning("gate: no version is live in %s, so there is none to be compared with", gate)
         return None, {"live": None, "forced": False}
     live = storage.join(gate, str(numbers[-1]))
-    figures, verdict = evaluate_versions(run, DataFolder.open(run.data_dir).split(VALIDATION), folder, live)
+    figures, verdict = evaluate_versions(run, run.open_data().split(VALIDATION), folder, live)
     on_rows = f"{live} on {verdict['rows']:,} rows of validation"
     if not verdict["reasons"]:
         _LOGGER.info("gate: no worse than %s", on_rows)

@@ -441,7 +441,7 @@ def open_trainer(
         strategy = make_strategy(config.distribution)
         chief = input_context(strategy).input_pipeline_id == 0
         keras.utils.set_random_seed(config.training.seed)
-        data = DataFolder.open(data_dir)
+        data = DataFolder.open(data_dir, config.data.most_bad_records)
         run = claim_workdir(workdir, config, data, warm_start)
         check_shared(strategy, workdir)
         check_same(strategy, f"{to_json(config)} {run.warm_start}", "config")

@@ -27,6 +27,7 @@ _MAY_CHANGE = {  # fields that say how long and how closely watched a run is, no
         *("epochs", "max_steps", "early_stopping_epochs"),
         *("log_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints"),
     ),
+    "data": ("on_error", "max_bad_records"),  # a log of which something is skipped is another log
     "distribution": ("strategy", "start_seconds"),
 }
 
@@ -55,6 +56,10 @@ class Workdir:
     def file(self, *names: str) -> str:
         """Returns the path of something in the directory."""
         return storage.join(self.path, *names)
+
+    def open_data(self) -> DataFolder:
+        """Returns the log it trains on; bad records are treated as its config says."""
+        return DataFolder.open(self.data_dir, self.config.data.most_bad_records)
 
     def write(self) -> None:
         """Writes what makes the directory that of this run; the config last, as it claims the directory.

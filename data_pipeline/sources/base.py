@@ -1,5 +1,6 @@
 """What a source of raw logs is: Arrow batches, the place of each for error messages, and a schema."""
 
+import contextlib
 import dataclasses
 import glob
 import itertools
@@ -11,30 +12,21 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset as pads
 
+from data_pipeline.bad_records import BadRecord, BadRecords
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
+from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch
+from data_pipeline.sources.damaged import csv_batches, parquet_batches
 from hm3_tf.errors import DataError, UsageError, did_you_mean
 
-BATCH_ROWS = 65_536
 PART_ROWS = 2**20  # of a part of a log, about: one process writes it
 _PART_BYTES = 2**28  # of a part, where rows are not known before they are read
 _DEFAULT_MAX_LENGTH = 50
-# With buffers read ahead Arrow 21 keeps some 15 MB of each file for good.
-_PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=pads.ParquetFragmentScanOptions(pre_buffer=False))
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceBatch:
-    """Rows of a raw log.
-
-    Attributes:
-      file: The file they are from.
-      first_row: Number of the first row in that file, from 0.
-      rows: The raw columns; nulls are missing values.
-    """
-
-    file: str
-    first_row: int
-    rows: pa.RecordBatch
+_PARQUET = pads.ParquetFileFormat(
+    default_fragment_scan_options=pads.ParquetFragmentScanOptions(
+        pre_buffer=False,  # with buffers ahead Arrow 21 keeps some 15 MB of each file for good
+        page_checksum_verification=True,  # of files that have them
+    )
+)
 
 
 class Source(Protocol):
@@ -59,12 +51,12 @@ class Source(Protocol):
         """Returns the log in stretches that can be read each by itself, in order; they have the schema of the whole."""
         ...
 
-    def count_rows(self) -> int:
+    def count_rows(self, bad: BadRecords | None = None) -> int:
         """Returns the number of rows that `batches` yields."""
         ...
 
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the rows in order."""
+    def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the rows in order; `bad` takes what cannot be read, without it that is an error."""
         ...
 
 
@@ -111,27 +103,47 @@ class TableFiles:
         Raises:
           DataError: There is no such file, or one is not in the format.
         """
-        pattern = os.path.join(self.path, f"**/*.{self.file_format}") if os.path.isdir(self.path) else self.path
-        files = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+        patterns = [self.path]
+        if os.path.isdir(self.path):
+            endings = ("csv", "csv.gz") if self.file_format == "csv" else (self.file_format,)
+            patterns = [os.path.join(self.path, f"**/*.{ending}") for ending in endings]
+        found = (file for pattern in patterns for file in glob.glob(pattern, recursive=True))
+        files = sorted(filter(os.path.isfile, found))
         if not files:
             raise DataError(f"{self.path}: expected {self.file_format} files, found none; check the path")
         try:
             if self.file_format == "json":
                 return pads.dataset(files, schema=pa.schema(self.column_types), format="json")
-            return pads.dataset(files, format=self._csv_format() if self.file_format == "csv" else _PARQUET)
-        except (pa.ArrowInvalid, OSError) as error:
+            return pads.dataset(files, self._first_schema(files), format=self._format())
+        except UNREADABLE as error:
             raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
 
-    def _csv_format(self) -> pads.CsvFileFormat:
+    def _first_schema(self, files: Sequence[str]) -> pa.Schema | None:
+        """Returns the columns of the first file that can be read, None where none can; what is bad is told when it is read."""
+        file_format = self._format()
+        if self.file_format == "csv":
+            file_format.parse_options.invalid_row_handler = lambda row: "skip"
+        for file in files:
+            with contextlib.suppress(*UNREADABLE):
+                return pads.dataset(file, format=file_format).schema
+        return None
+
+    def _format(self) -> pads.FileFormat:
+        if self.file_format == "parquet":
+            return _PARQUET
         return pads.CsvFileFormat(
-            read_options=pa.csv.ReadOptions(column_names=list(self.column_names)),
-            parse_options=pa.csv.ParseOptions(
-                delimiter=self.delimiter, quote_char='"' if self.delimiter == "," else False
-            ),
+            read_options=self._read_options(),
+            parse_options=self._parse_options(),
             convert_options=pa.csv.ConvertOptions(
                 column_types=dict(self.column_types), null_values=list(self.nulls), strings_can_be_null=True
             ),
         )
+
+    def _read_options(self) -> pa.csv.ReadOptions:
+        return pa.csv.ReadOptions(column_names=list(self.column_names))
+
+    def _parse_options(self) -> pa.csv.ParseOptions:
+        return pa.csv.ParseOptions(delimiter=self.delimiter, quote_char='"' if self.delimiter == "," else False)
 
     @property
     def origin(self) -> str:
@@ -141,11 +153,7 @@ class TableFiles:
         return repr((self, [(file.path, file.size, file.mtime_ns) for file in found]))
 
     def parts(self) -> list["TableFiles"]:
-        """Returns the rows in stretches of about `PART_ROWS`, in order: several files, one, or row groups of a Parquet file.
-
-        Raises:
-          DataError: A file cannot be read.
-        """
+        """Returns the rows in stretches of about `PART_ROWS`, in order: several files, one, or row groups of a Parquet file."""
         fragments = self._fragments(self.dataset())
         units = itertools.chain.from_iterable(_units(piece, fragment) for piece, fragment in fragments)
         parts: list[list[Piece]] = []
@@ -162,12 +170,14 @@ class TableFiles:
         """Returns each of the files by itself, in order."""
         return [dataclasses.replace(self, pieces=(Piece(i),)) for i in range(len(self.dataset().files))]
 
-    def count_rows(self) -> int:
-        """Returns the number of rows.
+    def count_rows(self, bad: BadRecords | None = None) -> int:
+        """Returns the number of rows, of those that can be read if `bad` takes the others.
 
         Raises:
           DataError: A file cannot be read.
         """
+        if bad is not None:
+            return sum(batch.rows.num_rows for batch in self.batches(bad=bad))
         return sum(_count_rows(fragment, self.file_format) for _, fragment in self._fragments(self.dataset()))
 
     def _fragments(self, dataset: pads.Dataset) -> list[tuple[Piece, pads.Fragment]]:
@@ -179,21 +189,46 @@ class TableFiles:
             for fragment in [fragments[piece.file]]
         ]
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[SourceBatch]:
-        """Yields the rows of the files, `columns` of them or all."""
+    def batches(self, columns: Sequence[str] | None = None, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the rows of the files, `columns` of them or all.
+
+        Args:
+          columns: Names of the columns.
+          bad: Takes what cannot be read; None where that is an error. Columns of Parquet files then have the types of each.
+
+        Raises:
+          DataError: A file cannot be read, and `bad` does not take it.
+        """
         dataset = self.dataset()
         for piece, fragment in self._fragments(dataset):
+            if bad is not None:
+                yield from self._sound_batches(piece, fragment, dataset.schema, columns or dataset.schema.names, bad)
+                continue
             row = piece.first_row
             try:
                 _require_columns(fragment, columns or ())
                 for rows in fragment.to_batches(schema=dataset.schema, columns=columns, batch_size=BATCH_ROWS):
                     yield SourceBatch(fragment.path, row, rows)
                     row += rows.num_rows
-            except (pa.ArrowInvalid, OSError) as error:
+            except UNREADABLE as error:
                 raise DataError(
                     f"{fragment.path}: expected {self.file_format} rows after row {row}, got: {error}; "
                     "mend or remove the file"
                 ) from error
+
+    def _sound_batches(
+        self, piece: Piece, fragment: pads.Fragment, schema: pa.Schema, columns: Sequence[str], bad: BadRecords
+    ) -> Iterator[SourceBatch]:
+        if self.file_format == "csv":
+            types = pa.schema([schema.field(name) for name in columns])
+            yield from csv_batches(fragment, types, self._read_options(), self._parse_options(), self.nulls, bad)
+            return
+        try:
+            _require_columns(fragment, columns)
+        except (DataError, *UNREADABLE) as error:
+            bad.add(BadRecord(fragment.path, "row", 0, f"the whole file: {error}", None, None))
+        else:
+            yield from parquet_batches(fragment, piece.first_row, columns, bad)
 
 
 def _units(piece: Piece, fragment: pads.Fragment) -> Iterator[tuple[Piece, float]]:
@@ -201,25 +236,23 @@ def _units(piece: Piece, fragment: pads.Fragment) -> Iterator[tuple[Piece, float
     if not isinstance(fragment, pads.ParquetFileFragment):
         yield piece, fragment.filesystem.get_file_info(fragment.path).size / _PART_BYTES
         return
+    try:
+        groups = fragment.row_groups
+    except UNREADABLE:  # is said when it is read
+        yield piece, 1.0
+        return
     first_row = piece.first_row
-    for group in _row_groups(fragment):
+    for group in groups:
         yield Piece(piece.file, (group.id,), first_row), group.num_rows / PART_ROWS
         first_row += group.num_rows
 
 
-def _row_groups(fragment: pads.ParquetFileFragment) -> list[pads.RowGroupInfo]:
-    try:
-        return fragment.row_groups
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{fragment.path}: expected a Parquet file, got: {error}; mend or remove the file") from error
-
-
 def _count_rows(fragment: pads.Fragment, file_format: str) -> int:
-    if isinstance(fragment, pads.ParquetFileFragment):
-        return sum(group.num_rows for group in _row_groups(fragment))  # its own count is that of the whole file
     try:
+        if isinstance(fragment, pads.ParquetFileFragment):
+            return sum(group.num_rows for group in fragment.row_groups)  # its own count is that of the whole file
         return fragment.count_rows()
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{fragment.path}: expected {file_format} rows, got: {error}; mend or remove the file"
         ) from error
@@ -254,25 +287,25 @@ class TableSource:
         """Says what the rows are, see `TableFiles`."""
         return self.files.origin
 
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the rows in order.
+    def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the rows in order; `bad` takes what cannot be read.
 
         Raises:
           DataError: A column of the schema is not in the files, or a file cannot be read.
         """
-        return self.files.batches([column.name for column in self.schema.columns])
+        return self.files.batches([column.name for column in self.schema.columns], bad)
 
     def parts(self) -> list["TableSource"]:
         """Returns the log in stretches, see `TableFiles`."""
         return [dataclasses.replace(self, files=files) for files in self.files.parts()]
 
-    def count_rows(self) -> int:
-        """Returns the number of rows.
+    def count_rows(self, bad: BadRecords | None = None) -> int:
+        """Returns the number of rows that `batches` yields.
 
         Raises:
           DataError: A file cannot be read.
         """
-        return self.files.count_rows()
+        return self.files.count_rows(bad)
 
 
 def parse_behaviors(text: str) -> tuple[Level, ...]:

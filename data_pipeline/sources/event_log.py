@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipeline.bad_records import BadRecords
 from data_pipeline.event_engine import EventCounts, History, Window
 from data_pipeline.event_join import EventJoin, JoinReport, join_events, join_table
 from data_pipeline.event_tables import EventColumns, EventTable
@@ -25,7 +26,7 @@ from data_pipeline.event_visits import VISIT, write_visits
 from data_pipeline.records import arrow_type
 from data_pipeline.schema import VARIABLE, Column, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
-from data_pipeline.sources.public import Maker, from_data, make_rows, release_origin, sized_from_data
+from data_pipeline.sources.public import Maker, from_data, made_rows, release_origin, sized_from_data
 from hm3_tf.errors import DataError
 from hm3_tf.progress import Progress
 
@@ -90,8 +91,8 @@ class EventLog:
     def _windows(self) -> tuple[Window, ...]:
         return tuple(Window(name, _WINDOWS[name]) for name in self.behaviors.values() if name in _WINDOWS)
 
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the visits, in the order of their first views in the files.
+    def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the visits, in the order of their first views in the files; `bad` takes raw rows that cannot be read.
 
         A large log is joined in parts of some of the users each, one after another, so that memory does not grow with it. What
         does not fit into memory is meanwhile in the folder for temporary files.
@@ -103,7 +104,7 @@ class EventLog:
         rows = 0
         reports: list[JoinReport] = []
         with tempfile.TemporaryDirectory(prefix="hm3-") as folder:
-            for log in self._write_events(folder):
+            for log in self._write_events(folder, bad):
                 for batch in self._join(log, reports):
                     yield SourceBatch(self.files.path, rows, batch)
                     rows += batch.num_rows
@@ -111,7 +112,7 @@ class EventLog:
             raise DataError(f"{self.files.path}: expected views of items, found none; check the files")
         _LOGGER.info("%s: %s visits\n%s", self.files.path, f"{rows:,}", join_table(_sum(reports)))
 
-    def _write_events(self, folder: str) -> list[str]:
+    def _write_events(self, folder: str, bad: BadRecords | None) -> list[str]:
         """Writes all events with the features of each as Parquet files, each of some users, in the order of the log."""
         make = self._checked(self.open_maker())
         keys = [(name, pa.string() if name == "behavior" else pa.int64()) for name in _KEYS]
@@ -120,12 +121,12 @@ class EventLog:
         paths = [os.path.join(folder, f"{part}.parquet") for part in range(count)]
         with Progress("read log", None) as progress, contextlib.ExitStack() as stack:
             parts = [stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd")) for path in paths]
-            for batch in self.files.batches(list(self.columns)):
-                events = make_rows(self.name, make, batch, schema.names).cast(schema)
-                part = events.column("user_id").to_numpy() % count
-                for number, file in enumerate(parts):
-                    file.write_batch(events.filter(pa.array(part == number)))
-                progress.advance(events.num_rows)
+            for batch in self.files.batches(list(self.columns), bad):
+                for _, events in made_rows(self.name, make, batch, schema.names, bad):
+                    part = events.column("user_id").to_numpy() % count
+                    for number, file in enumerate(parts):
+                        file.write_batch(events.cast(schema).filter(pa.array(part == number)))
+                    progress.advance(events.num_rows)
         return paths
 
     def _join(self, log: str, reports: list[JoinReport]) -> Iterator[pa.RecordBatch]:
@@ -178,13 +179,13 @@ class EventLog:
         """Returns the whole log: a visit and its events may be in several files."""
         return [self]
 
-    def count_rows(self) -> int:
+    def count_rows(self, bad: BadRecords | None = None) -> int:
         """Returns the number of visits.
 
         Raises:
           Hm3Error: As `batches`.
         """
-        return sum(batch.rows.num_rows for batch in self.batches())
+        return sum(batch.rows.num_rows for batch in self.batches(bad))
 
 
 def _sum(reports: list[JoinReport]) -> JoinReport:

@@ -5,13 +5,14 @@ A source says how the raw columns of a batch become those of its schema, whole c
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline.bad_records import BadRecord, BadRecords, by_halves
 from data_pipeline.hashing import MISSING_INT64, MISSING_STRING
 from data_pipeline.records import list_lengths
 from data_pipeline.schema import Hashing, Schema
@@ -22,21 +23,43 @@ Maker = Callable[[SourceBatch], Mapping[str, Any]]
 """Makes the columns of a schema, Arrow or NumPy arrays of one length, from a raw batch."""
 
 _NOT_SIZED = 2
+_NOT_MADE = (KeyError, TypeError, pa.ArrowException)  # a DataError is of a table that is joined, and ends it
 
 
-def make_rows(name: str, make: Maker, batch: SourceBatch, columns: Iterable[str]) -> pa.RecordBatch:
-    """Returns `columns` of those that are made from a raw batch of the log `name`.
+def made_rows(
+    name: str, make: Maker, batch: SourceBatch, columns: Sequence[str], bad: BadRecords | None
+) -> Iterator[tuple[SourceBatch, pa.RecordBatch]]:
+    """Yields the parts of a raw batch without its bad rows, and the rows that are made of each.
+
+    Args:
+      name: The log, for errors.
+      make: Makes the columns.
+      batch: The raw batch.
+      columns: Names of the columns.
+      bad: Takes the raw rows that are not as the layout says; None where that is an error.
 
     Raises:
-      DataError: The batch is not as the layout says.
+      DataError: A row is not as the layout says, and `bad` does not take it.
     """
-    try:
-        made = make(batch)
-        return pa.RecordBatch.from_pydict({column: _one_chunk(made[column]) for column in columns})
-    except (KeyError, pa.ArrowInvalid) as error:
-        raise DataError(
-            f"{batch.file}: rows after {batch.first_row}: expected the {name} layout, got: {error}"
-        ) from error
+
+    def made(start: int, stop: int) -> tuple[SourceBatch, pa.RecordBatch]:
+        part = batch.part(start, stop)
+        found = make(part)
+        return part, pa.RecordBatch.from_pydict({column: _one_chunk(found[column]) for column in columns})
+
+    if bad is None:
+        try:
+            yield made(0, batch.rows.num_rows)
+        except (KeyError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{batch.file}: rows after {batch.first_row}: expected the {name} layout, got: {error}"
+            ) from error
+        return
+    for start, _, result in by_halves(0, batch.rows.num_rows, made, _NOT_MADE):
+        if isinstance(result, Exception):
+            bad.add(BadRecord(batch.file, "row", batch.number(start), f"expected the {name} layout, got: {result}"))
+        else:
+            yield result
 
 
 def from_data(table: str = "") -> Hashing:
@@ -86,31 +109,33 @@ class PublicLog:
         """Says what the impressions are, see `release_origin`."""
         return release_origin(self.name, self.files)
 
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the impressions in the order of the files, numbered in each.
+    def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the impressions in the order of the files, numbered in each; `bad` takes raw rows that cannot be read.
 
         Raises:
           DataError: A file of the layout is missing or cannot be read.
         """
         make, done = self.open_maker(), dict[str, int]()
         names = [column.name for column in self.schema.columns]
-        for batch in self.files.batches(list(self.columns)):
-            rows = make_rows(self.name, make, batch, names)
-            first_row = done.setdefault(batch.file, batch.first_row)
-            yield SourceBatch(batch.file, first_row, rows)
-            done[batch.file] += rows.num_rows
+        for batch in self.files.batches(list(self.columns), bad):
+            for part, rows in made_rows(self.name, make, batch, names, bad):
+                first_row = done.setdefault(part.file, part.first_row)
+                yield SourceBatch(part.file, first_row, rows) if self.expands else dataclasses.replace(part, rows=rows)
+                done[part.file] += rows.num_rows
 
     def parts(self) -> list["PublicLog"]:
         """Returns the log in stretches, see `TableFiles`."""
         return [dataclasses.replace(self, files=files) for files in self.files.parts()]
 
-    def count_rows(self) -> int:
-        """Returns the number of impressions.
+    def count_rows(self, bad: BadRecords | None = None) -> int:
+        """Returns the number of impressions that `batches` yields.
 
         Raises:
           DataError: As `batches`.
         """
-        return sum(batch.rows.num_rows for batch in self.batches()) if self.expands else self.files.count_rows()
+        if self.expands or bad is not None:
+            return sum(batch.rows.num_rows for batch in self.batches(bad))
+        return self.files.count_rows()
 
 
 def _one_chunk(array: Any) -> pa.Array:

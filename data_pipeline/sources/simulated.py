@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.bad_records import BadRecords
 from data_pipeline.records import ARROW_TYPES
 from data_pipeline.schema import Column, Schema
 from data_pipeline.simulate import CHUNK_ROWS, DAYS, SimulatedLog
@@ -49,13 +50,13 @@ class SimulatedSource:
     def _chunks(self) -> range:
         return range(self.log.chunks) if self.chunks is None else self.chunks
 
-    def count_rows(self) -> int:
+    def count_rows(self, bad: BadRecords | None = None) -> int:
         """Returns the number of rows."""
         chunks = self._chunks()
         return min(chunks.stop * CHUNK_ROWS, self.log.rows) - chunks.start * CHUNK_ROWS
 
-    def batches(self) -> Iterator[SourceBatch]:
-        """Yields the rows in order."""
+    def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
+        """Yields the rows in order; none is bad."""
         chunks = self._chunks()
         for chunk, columns in zip(chunks, self.log.batches(chunks)):
             arrays = {column.name: _to_arrow(column, columns[column.name]) for column in self.schema.columns}

@@ -166,6 +166,7 @@ def _check_config(config: Config) -> None:
     plain = TrainingConfig()
     asked = {
         "data.negative_keep_rate": config.data.negative_keep_rate != 1,
+        "data.on_error": config.data.on_error != "fail",
         **{
             f"training.{name}": getattr(config.training, name) != getattr(plain, name)
             for name in ("calibrate", "max_steps", "early_stopping_epochs")

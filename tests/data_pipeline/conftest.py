@@ -156,10 +156,10 @@ class MemorySource:
     def parts(self):
         return [self]
 
-    def count_rows(self):
+    def count_rows(self, bad=None):
         return sum(pa.RecordBatch.from_pydict(table).num_rows for table in self.tables)
 
-    def batches(self):
+    def batches(self, bad=None):
         first_row = 0
         for table in self.tables:
             rows = pa.RecordBatch.from_pydict(table)

@@ -1,0 +1,40 @@
+"""Rows of a raw log as Arrow batches, with the place of each for error messages."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+BATCH_ROWS = 65_536
+UNREADABLE = (pa.ArrowException, OSError)  # with which Arrow refuses a file, or values of it
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceBatch:
+    """Rows of a raw log.
+
+    Attributes:
+      file: The file they are from.
+      first_row: Number of the first row in that file, from 0.
+      rows: The raw columns; nulls are missing values.
+      numbers: Numbers of the rows in that file, int [rows], where bad ones between them are left out; else None.
+    """
+
+    file: str
+    first_row: int
+    rows: pa.RecordBatch
+    numbers: np.ndarray | None = None
+
+    def number(self, row: int) -> int:
+        """Returns the number in the file of a row of the batch."""
+        return self.first_row + row if self.numbers is None else int(self.numbers[row])
+
+    def part(self, start: int, stop: int) -> "SourceBatch":
+        """Returns the rows from `start` to `stop` - 1."""
+        numbers = None if self.numbers is None else self.numbers[start:stop]
+        return SourceBatch(self.file, self.first_row + start, self.rows.slice(start, stop - start), numbers)
+
+    def filter(self, kept: np.ndarray) -> "SourceBatch":
+        """Returns the rows that are kept, bool [rows]."""
+        numbers = np.arange(len(kept)) + self.first_row if self.numbers is None else self.numbers
+        return SourceBatch(self.file, self.first_row, self.rows.filter(pa.array(kept)), numbers[kept])
