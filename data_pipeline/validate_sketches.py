@@ -225,8 +225,6 @@ class CategoryCounts:
 def _auc_of_rates(rows: np.ndarray, happened: np.ndarray) -> float:
     """Returns the AUC of a label on the second half of rows by the rates of the first one: int64 [halves, slots] each."""
     (known, scored), (positives, told) = rows, happened
-    if min(told.sum(), (scored - told).sum()) < FEWEST:
-        return float("nan")
     order = np.argsort((positives + positives.sum() / max(known.sum(), 1)) / (known + 1), kind="stable")
     return auc((scored - told)[order], told[order])
 

@@ -7,7 +7,15 @@ from sklearn.metrics import roc_auc_score
 
 from data_pipeline.hashing import MISSING_INT64
 from data_pipeline.validate_clock import Times
-from data_pipeline.validate_sketches import CategoryCounts, OrderCounts, Rows, RowSample, divergence, fingerprints
+from data_pipeline.validate_sketches import (
+    CategoryCounts,
+    OrderCounts,
+    Rows,
+    RowSample,
+    divergence,
+    fingerprints,
+    row_fingerprints,
+)
 
 NUMBERS = np.arange(2_000)
 
@@ -74,6 +82,12 @@ def test_a_sample_of_rows_keeps_all_copies_of_those_it_keeps():
     assert other.share_in(sample) == 1
 
 
+def test_rows_have_one_fingerprint_only_where_all_their_columns_are_equal():
+    ids, lists = np.array([1, 2, 1, 1]), np.array([[2, 1], [1, 1], [1, 2], [2, 1]])
+    rows = row_fingerprints([fingerprints(ids), fingerprints(lists)])
+    assert rows[0] == rows[3] and len(set(rows.tolist())) == 3
+
+
 def test_times_are_read_whatever_they_are_written_as():
     day = np.datetime64("2022-05-02").astype(np.int64)
     second = 86_400 * day + 37_800  # 10:30:00
@@ -92,4 +106,5 @@ def test_a_time_is_later_than_a_day_when_the_day_is_over():
     times = Times.of(np.array([20220502, 20220503]))
     stamps = Times.of(np.array([b"2022-05-02 23:59:59", b"2022-05-04 00:00:00"]))
     assert stamps.after(times).tolist() == [False, True]
+    assert not Times.of(np.array([5, MISSING_INT64])).after(Times.of(np.array([4, 20220502]))).any()  # numbers of days
     assert Times.of(np.array([10**9, 10**9 + 1])).after(Times.of(np.array([10**9, 10**9]))).tolist() == [False, True]
