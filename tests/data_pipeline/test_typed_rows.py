@@ -88,13 +88,13 @@ def test_a_column_of_which_no_value_is_right_leaves_no_row():
 
 
 def test_rows_that_a_rule_refuses_are_left_out():
-    def rule(rows):
+    def rule(rows, _start):
         if "8" in rows.column("id").to_pylist():
             raise DataError("expected a date, got 8")
         return rows.column("id").to_numpy(zero_copy_only=False).astype(int)
 
     batch, bad = batch_of([GOOD | {"id": str(i)} for i in range(6, 11)]), BadRecords(9)
-    left, (said, twice) = ruled_rows(batch, [rule, lambda rows: 2 * rule(rows)], bad)
+    left, (said, twice) = ruled_rows(batch, [rule, lambda rows, start: 2 * rule(rows, start)], bad)
     assert said.tolist() == [6, 7, 9, 10] and twice.tolist() == [12, 14, 18, 20]
     assert left.rows.column("id").to_pylist() == ["6", "7", "9", "10"]
     assert [left.number(i) for i in range(4)] == [100, 101, 103, 104]
