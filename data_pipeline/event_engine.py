@@ -170,11 +170,13 @@ class EventEngine:
         """Yields the labels and histories of the impressions in the order of their ids; to be called once, after `join`.
 
         Yields:
-          `id`, int64 0 or 1 for each window, named as its behavior, and a list of items for each history, the latest first.
+          `id`; `label0`, `label1`, ..., int64 0 or 1 for each window; and `history0`, `history1`, ..., a list of items for each
+          history, the latest first.
 
         Raises:
           Hm3Error: Memory or disk does not suffice.
         """
+        # Not the behaviors' names: to SQL, click and Click are one.
         labels = [f"label{place}" for place in range(len(self._windows))]
         happened = [f"max(behavior = {place} AND is_within)::BIGINT AS {label}" for place, label in enumerate(labels)]
         self._run(
@@ -191,12 +193,9 @@ class EventEngine:
         histories = [f"history{place}" for place in range(len(self._histories))]
         if histories:
             self._add_histories(labels, histories)
-        # In SQL they have other names: there, click and Click are one.
-        names = ["id", *(window.behavior for window in self._windows), *(history.column for history in self._histories)]
         self._run(f"CREATE TABLE ordered AS SELECT id, {', '.join([*labels, *histories])} FROM found ORDER BY id")
         self._run("DROP TABLE found")
-        for batch in _rows(self._database, "ordered"):
-            yield pa.RecordBatch.from_arrays(batch.columns, names)
+        yield from _rows(self._database, "ordered")
 
     def _add_histories(self, labels: Sequence[str], histories: Sequence[str]) -> None:
         """Adds histories to the table `found`.
@@ -229,7 +228,7 @@ class EventEngine:
         self._run("DROP TABLE timeline")
 
     def _run(self, query: str) -> duckdb.DuckDBPyConnection:
-        with _explained():
+        with explained():
             return self._database.execute(query)
 
 
@@ -247,7 +246,7 @@ def in_order(rows: pa.RecordBatchReader, memory_limit: str, spill: str) -> Itera
     """
     with contextlib.closing(_connect(memory_limit, spill, threads=1)) as database:
         database.register("numbered", rows)
-        with _explained():
+        with explained():
             database.execute("CREATE TABLE ordered AS FROM numbered ORDER BY id")
         yield from _rows(database, "ordered")
 
@@ -257,7 +256,7 @@ def _rows(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.Record
 
     Rows that are to be sorted are sorted into a table: sorted for a reader, they take more memory.
     """
-    with _explained():
+    with explained():
         database.execute("SET preserve_insertion_order = true")
         yield from database.execute(f"FROM {table}").to_arrow_reader(_BATCH_ROWS)
 
@@ -283,8 +282,12 @@ def _sql_type(key: pa.DataType) -> str:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turns a lack of memory or disk within the block into one line."""
+def explained() -> Iterator[None]:
+    """Turns a lack of memory or disk within the block into one line.
+
+    Raises:
+      Hm3Error: There is one.
+    """
     try:
         yield
     except (duckdb.OutOfMemoryException, duckdb.IOException, pa.ArrowException) as error:

@@ -106,7 +106,10 @@ def test_every_verb_lists_its_flags_with_their_defaults(verb, capsys):
         (["convert", "--source=parqet", "--input=x", "--output_dir=y"], "did you mean 'parquet'"),
         (["convert", "--source=csv", "--input=x", "--output_dir=y"], "expected --schema=schema.json or --behaviors"),
         (["join", *JOIN, "--window=click"], "--window: expected behavior:"),
-        (["join", *JOIN, "--window=click:1m", "--ray_address=auto"], "--ray_address: expected --engine=ray beside it, got --engine=local"),
+        (
+            ["join", *JOIN, "--window=click:1m", "--ray_address=auto"],
+            "--ray_address: expected --engine=ray beside it, got --engine=local",
+        ),
         (["convert", "--source=csv", "--input=x", "--output_dir=y", "--split=half"], "--split: expected date:"),
         (
             ["validate", "--data_dir=x", "--output=y.txt"],
