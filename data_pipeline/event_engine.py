@@ -170,11 +170,13 @@ class EventEngine:
         """Yields the labels and histories of the impressions in the order of their ids; to be called once, after `join`.
 
         Yields:
-          `id`, int64 0 or 1 for each window, named as its behavior, and a list of items for each history, the latest first.
+          `id`; `label0`, `label1`, ..., int64 0 or 1 for each window; and `history0`, `history1`, ..., a list of items for each
+          history, the latest first.
 
         Raises:
           Hm3Error: Memory or disk does not suffice.
         """
+        # Not the behaviors' names: to SQL, click and Click are one.
         labels = [f"label{place}" for place in range(len(self._windows))]
         happened = [f"max(behavior = {place} AND is_within)::BIGINT AS {label}" for place, label in enumerate(labels)]
         self._run(
@@ -191,12 +193,9 @@ class EventEngine:
         histories = [f"history{place}" for place in range(len(self._histories))]
         if histories:
             self._add_histories(labels, histories)
-        # In SQL they have other names: there, click and Click are one.
-        names = ["id", *(window.behavior for window in self._windows), *(history.column for history in self._histories)]
         self._run(f"CREATE TABLE ordered AS SELECT id, {', '.join([*labels, *histories])} FROM found ORDER BY id")
         self._run("DROP TABLE found")
-        for batch in _rows(self._database, "ordered"):
-            yield pa.RecordBatch.from_arrays(batch.columns, names)
+        yield from _rows(self._database, "ordered")
 
     def _add_histories(self, labels: Sequence[str], histories: Sequence[str]) -> None:
         """Adds histories to the table `found`.
@@ -284,7 +283,11 @@ def _sql_type(key: pa.DataType) -> str:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turns a lack of memory or disk within the block into one line."""
+    """Turns a lack of memory or disk within the block into one line.
+
+    Raises:
+      Hm3Error: There is one.
+    """
     try:
         yield
     except (duckdb.OutOfMemoryException, duckdb.IOException, pa.ArrowException) as error:

@@ -133,8 +133,8 @@ class EventJoin:
 
         Raises:
           DataError: A column is missing or of a wrong type, or those of the two tables do not fit.
-          UsageError: Times are integers of no named unit, a new column has the name of one that is there, the tables share a
-            file, or the output is within one of them or not on this machine.
+          UsageError: Times are integers of no named unit, a new column has the name of one that is there, all events are
+            among the impressions, or the output is within one of the tables or not on this machine.
         """
         if storage.is_remote(output):
             raise UsageError(f"--output: expected a folder of this machine, got {output!r}; copy it once it is there")
@@ -152,11 +152,12 @@ class EventJoin:
                 )
 
     def _check_paths(self, output: str) -> None:
-        tables = {"--impressions": self.impressions.files, "--events": self.events.files}
-        shared = set.intersection(*(set(files.dataset().files) for files in tables.values()))
-        if shared:
-            raise UsageError(f"--impressions, --events: expected files of their own, got {min(shared)} in both")
-        for flag, files in tables.items():
+        shown, happened = self.impressions.files, self.events.files
+        if set(happened.dataset().files) <= set(shown.dataset().files):
+            raise UsageError(
+                f"--impressions: expected files beside those of --events, got {happened.path} in {shown.path}"
+            )
+        for flag, files in {"--impressions": shown, "--events": happened}.items():
             if storage.absolute(output).startswith(storage.absolute(files.path) + "/"):
                 raise UsageError(
                     f"--output: expected a folder outside of {flag}, which would have it as rows of its own the next time, got "

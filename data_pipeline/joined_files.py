@@ -32,7 +32,7 @@ class NewColumns:
             self._waiting.append(self._next())
         table = pa.Table.from_batches(self._waiting)
         self._waiting = table.slice(rows).to_batches()
-        return table.slice(0, rows).columns[1:]
+        return table.slice(0, rows).combine_chunks().columns[1:]
 
     def _next(self) -> pa.RecordBatch:
         batch = next(self._batches, None)

@@ -135,10 +135,7 @@ class _Shares:
             for keys in _read_rows(self.path("events", str(share))):
                 engine.add_events(keys)
             same_impressions, counts = engine.count_same_impressions(), engine.join()
-            numbered = (
-                batch.rename_columns(["id", *map(str, range(1, batch.num_columns))]) for batch in engine.columns()
-            )
-            _write_rows(numbered, self.path("columns"), share)
+            _write_rows(engine.columns(), self.path("columns"), share)
         return same_impressions, counts
 
     def write(self, i: int, first_id: int, end_id: int) -> dict[str, int]:

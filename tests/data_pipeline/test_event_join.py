@@ -178,6 +178,13 @@ def test_a_history_has_the_latest_items_first_at_any_length(tmp_path, length):
     assert joined.schema.field("click_history").type.value_type == pa.int64()
 
 
+def test_a_history_goes_on_from_batch_to_batch(tmp_path):
+    """DuckDB gives rows in batches of 65,536, and the impression is in the second one."""
+    events = {"user": [1] * 65_540, "item": range(65_540), "time": range(65_540), "behavior": ["click"] * 65_540}
+    joined, _ = join(tmp_path, [Shown(1, 1, 65_538)], pa.table(events), histories=(History("click", 4),))
+    assert joined.column("click_history").to_pylist() == [[65_537, 65_536, 65_535, 65_534]]
+
+
 def test_keys_may_be_text_and_large_ids_stay_distinct(tmp_path):
     impressions = pa.table({"user": ["a", "b"], "item": [2**53, 2**53 + 1], "time": [1, 1]})
     events = pa.table({"user": ["a", "b"], "item": [2**53 + 1] * 2, "time": [1, 1], "behavior": ["buy"] * 2})
@@ -320,10 +327,10 @@ def test_a_memory_limit_that_is_none_or_too_low_is_named(tmp_path):
     assert "give it more memory (--memory_limit)" in error_of(tmp_path, *tables, memory_limit="1KB")
 
 
-def test_files_are_of_one_table_and_not_of_the_output(tmp_path):
+def test_events_are_no_impressions_and_the_output_is_none_of_the_input(tmp_path):
     os.makedirs(tmp_path / "log" / "events")
     pq.write_table(event_table([Event(1, 1, 1, "click")]), tmp_path / "log" / "events" / "0.parquet")
-    with pytest.raises(UsageError, match="expected files of their own, got .*/log/events/0.parquet in both"):
+    with pytest.raises(UsageError, match="expected files beside those of --events, got .*/log/events in "):
         join_events(event_join(tmp_path / "log", tmp_path / "log" / "events"), str(tmp_path / "joined"), "1GiB")
     pq.write_table(shown_table([Shown(1, 1, 1)]), tmp_path / "shown.parquet")
     job = event_join(tmp_path / "shown.parquet", tmp_path / "log" / "events")
@@ -351,7 +358,7 @@ def test_a_join_that_goes_to_disk_finds_the_same(tmp_path, monkeypatch):
 
     class Watched(EventEngine):
         def __init__(self, *arguments):
-            super().__init__(*arguments)
+            super().__init__(*arguments[:6], threads=2)  # each core more needs memory of its own
             self._spill = arguments[5]
 
         def join(self):
