@@ -27,7 +27,9 @@ def test_stretches_count_as_their_records_and_as_one_where_nobody_knows():
 
 def test_one_record_too_many_is_named():
     bad = filled(2, record(1), record(2))
-    with pytest.raises(DataError, match=r"a.csv: expected at most 2 bad records in all, got 3, .* row 7: no number; .*raise"):
+    with pytest.raises(
+        DataError, match=r"a.csv: expected at most 2 bad records in all, got 3, .* row 7: no number; .*raise"
+    ):
         bad.add(record(7))
 
 
@@ -57,4 +59,6 @@ def test_halves_lose_what_is_refused_alone(refused):
     parts = list(by_halves(0, 7, attempt, (ValueError,)))
     assert [row for start, stop, _ in parts for row in range(start, stop)] == list(range(7))
     assert {start for start, _, result in parts if isinstance(result, ValueError)} == refused
-    assert all(result == list(range(start, stop)) for start, stop, result in parts if not isinstance(result, ValueError))
+    assert all(
+        result == list(range(start, stop)) for start, stop, result in parts if not isinstance(result, ValueError)
+    )
