@@ -235,15 +235,19 @@ class _Salvage:
         def check(start: int, stop: int) -> np.ndarray:
             return self._check(self._file, int(offsets[start]), stop - start).numpy()
 
-        for start, stop, rows in by_halves(0, len(sizes), check, _BAD_COLUMNS):
-            if isinstance(rows, Exception):
-                self._lose(int(offsets[start]), int(offsets[start] + sizes[start]), _reason(rows), 1)
+        rows = np.zeros_like(sizes)
+        for start, stop, found in by_halves(0, len(sizes), check, _BAD_COLUMNS):
+            if isinstance(found, Exception):
+                self._lose(int(offsets[start]), int(offsets[start] + sizes[start]), _reason(found), 1)
                 continue
+            rows[start:stop] = found
             if self._passed is not None:
-                self._passed = np.add(self._passed, (stop - start, rows.sum()))
-            lengths = sizes[start:stop] - FRAMING
-            blocks = row_blocks(lengths) if self._format == "row" else packed_blocks(lengths, rows)
-            yield blocks + offsets[start] * np.array([1, 0, 0])
+                self._passed = np.add(self._passed, (stop - start, found.sum()))
+        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows > 0)) + 1):
+            if rows[run[0]]:
+                lengths = sizes[run] - FRAMING
+                blocks = row_blocks(lengths) if self._format == "row" else packed_blocks(lengths, rows[run])
+                yield blocks + offsets[run[0]] * np.array([1, 0, 0])
 
     def _lose(self, start: int, stop: int, reason: str, records: int | None) -> None:
         """Adds what lies between two byte offsets to the bad records."""

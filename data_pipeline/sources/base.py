@@ -120,22 +120,27 @@ class TableFiles:
 
     def _first_schema(self, files: Sequence[str]) -> pa.Schema | None:
         """Returns the columns of the first file that can be read, None where none can; what is bad is told when it is read."""
-        file_format = self._format()
-        if self.file_format == "csv":
-            file_format.parse_options.invalid_row_handler = lambda row: "skip"
         for file in files:
             with contextlib.suppress(*UNREADABLE):
-                return pads.dataset(file, format=file_format).schema
+                schema = pads.dataset(file, format=self._format(lenient=True)).schema
+                types = dict(self.column_types)
+                return pa.schema([field.with_type(types.get(field.name, field.type)) for field in schema])
         return None
 
-    def _format(self) -> pads.FileFormat:
+    def _format(self, lenient: bool = False) -> pads.FileFormat:
+        """Returns the format; the lenient one takes CSV files with rows of other types or lengths."""
         if self.file_format == "parquet":
             return _PARQUET
+        parse_options = self._parse_options()
+        if lenient:
+            parse_options.invalid_row_handler = lambda row: "skip"
         return pads.CsvFileFormat(
             read_options=self._read_options(),
-            parse_options=self._parse_options(),
+            parse_options=parse_options,
             convert_options=pa.csv.ConvertOptions(
-                column_types=dict(self.column_types), null_values=list(self.nulls), strings_can_be_null=True
+                column_types={} if lenient else dict(self.column_types),
+                null_values=list(self.nulls),
+                strings_can_be_null=True,
             ),
         )
 
