@@ -91,10 +91,10 @@ class EventLog:
         return tuple(Window(name, _WINDOWS[name]) for name in self.behaviors.values() if name in _WINDOWS)
 
     def batches(self) -> Iterator[SourceBatch]:
-        """Yields the visits, in the order of their first views in the files.
+        """Yields the visits in the order of their first views in the files.
 
-        A large log is joined in parts of some of the users each, one after another, so that memory does not grow with it. What
-        does not fit into memory is meanwhile in the folder for temporary files.
+        A large log is joined in parts of some of the users each, one part after another, so that memory does not grow with
+        it. What does not fit into memory is meanwhile in the folder for temporary files.
 
         Raises:
           DataError: A file of the layout is missing or cannot be read, or there are no views.
