@@ -226,6 +226,16 @@ def check_sizes(index: SplitIndex) -> None:
             )
 
 
+def altered_shards(index: SplitIndex) -> list[str]:
+    """Returns the shards whose bytes are not those that were written, by the SHA-256 of an `index.json` that has it."""
+    path = storage.join(index.folder, INDEX_FILE)
+    if not tf.io.gfile.exists(path):
+        return []
+    shards = json.loads(storage.read_text(path, "convert the log again"))["shards"]
+    written = {storage.join(index.folder, shard["file"]): shard.get("sha256") for shard in shards}
+    return [file for file in index.files if written.get(file) not in (None, storage.size_and_checksum(file)[1])]
+
+
 def join_blocks(shards: Sequence[Sequence[Sequence[int]] | np.ndarray]) -> np.ndarray:
     """Returns the blocks of a split from those of its shards, [n, 3] each; those without rows are left out."""
     blocks = [np.asarray(shard, np.int64).reshape(-1, 3) for shard in shards]

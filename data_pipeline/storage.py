@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import uuid
@@ -12,6 +13,7 @@ import tensorflow as tf
 from hm3_tf.errors import DataError, Hm3Error
 
 LOCK_FILE = "lock"
+_CHUNK_BYTES = 2**22
 _STAGED = ".tmp-"  # in the names of outputs that are not complete
 
 
@@ -73,6 +75,16 @@ def read_text(path: str, remedy: str) -> str:
     except (UnicodeDecodeError, tf.errors.OpError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: expected a text file, got: {reason}; {remedy}") from error
+
+
+def size_and_checksum(path: str) -> tuple[int, str]:
+    """Returns the size and the SHA-256, in hexadecimal, of a file, which is read for them."""
+    size, digest = 0, hashlib.sha256()
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            size += len(chunk)
+            digest.update(chunk)
+    return size, digest.hexdigest()
 
 
 def write_text(path: str, text: str) -> None:

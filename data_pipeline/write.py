@@ -1,6 +1,5 @@
 """TFRecord shards with their index, from Arrow batches."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,6 @@ from data_pipeline.schema import Column
 from hm3_tf.errors import ConfigError, did_you_mean
 
 SHARD_ROWS = 262_144
-_CHUNK_BYTES = 2**22
 
 
 def check_record_format(record_format: str) -> None:
@@ -147,16 +145,6 @@ class _ShardWriter:
         self._file = None
         sizes, rows = np.array(self._record_bytes), np.array(self._record_rows)
         blocks = index.row_blocks(sizes) if self._format == "row" else index.packed_blocks(sizes, rows)
-        size, checksum = _size_and_checksum(self._path)
+        size, checksum = storage.size_and_checksum(self._path)
         self._shards.append(Shard(self._path.rsplit("/", 1)[-1], size, checksum, blocks))
         self._record_bytes, self._record_rows = [], []
-
-
-def _size_and_checksum(path: str) -> tuple[int, str]:
-    """Returns the size and the SHA-256 of a file, which is read: what came to lie there is what counts."""
-    size, digest = 0, hashlib.sha256()
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            size += len(chunk)
-            digest.update(chunk)
-    return size, digest.hexdigest()

@@ -94,8 +94,8 @@ class EventLog:
     def batches(self, bad: BadRecords | None = None) -> Iterator[SourceBatch]:
         """Yields the visits, in the order of their first views in the files; `bad` takes raw rows that cannot be read.
 
-        A large log is joined in parts of some of the users each, one after another, so that memory does not grow with it. What
-        does not fit into memory is meanwhile in the folder for temporary files.
+        A large log is joined in parts of some of the users each, one part after another, so that memory does not grow with
+        it. What does not fit into memory is meanwhile in the folder for temporary files.
 
         Raises:
           DataError: A file of the layout is missing or cannot be read, or there are no views.

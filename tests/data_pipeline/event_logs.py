@@ -70,7 +70,7 @@ def random_events(rng, behaviors, count=240):
     events = []
     for _ in range(count):
         user, item = BIG + rng.randrange(4), BIG + rng.randrange(3)
-        time = rng.randrange(10 * 24) * 3_600_000 + rng.choice([0, 0, 1_000, 1_800_000, 1_801_000])
+        time = rng.randrange(10) * DAY + rng.randrange(3) * 3_600_000 + rng.choice([0, 0, 1_000, 1_800_000, 1_801_000])
         events.append((user, item, time, rng.choice([*behaviors, *behaviors[:1] * 2])))
     return events + rng.sample(events, 20)
 
