@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.convert import SPLITS
 from data_pipeline.folder import DataFolder
-from data_pipeline.index import SplitIndex
+from data_pipeline.index import INDEX_FILE, SplitIndex, altered_shards
 from data_pipeline.validate_checks import CHECKS, SAMPLE_CHECKS, Evidence
 from data_pipeline.validate_clock import day_name, time_column
 from data_pipeline.validate_findings import Finding, Validation
@@ -50,6 +50,7 @@ def validate(data: DataFolder, time: str | None = None) -> Validation:
             if data.max_bad_records is not None and lost > 0:
                 findings.append(_skipped(split, lost))
                 del stored[split]  # it tells of other rows
+            findings += map(_altered, altered_shards(index))
             with Progress(f"validate {split}", index.rows) as progress:
                 profiles[split] = profile(index, data.schema, clock, profiles.get("train"), progress.advance)
         except DataError as error:
@@ -95,6 +96,11 @@ def _absent(split: str) -> Finding:
 
 def _unreadable(split: str, error: DataError) -> Finding:
     return Finding("unreadable", "error", split, str(error), "what follows in the split was not validated")
+
+
+def _altered(shard: str) -> Finding:
+    what = f"its bytes are not those that were written, by their SHA-256 in {INDEX_FILE}"
+    return Finding("altered", "error", shard, what, "restore the shard, or convert the log again")
 
 
 def _skipped(split: str, rows: int) -> Finding:

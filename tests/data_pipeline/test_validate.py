@@ -379,6 +379,19 @@ def test_shards_and_statistics_that_are_not_as_they_were_written_are_found(tmp_p
     assert shard in finding.what and "byte offset 12" in finding.what  # its data, after the length
 
 
+def test_a_shard_that_was_replaced_by_a_sound_one_of_its_size_is_found(tmp_path):
+    for name in ("log", "other"):
+        rows = {name: list(values) for name, values in clean_rows().items()}
+        rows["price"][7] += name == "other"
+        convert_rows(tmp_path / name, rows, schema=CLEAN, split="fraction:0.8,0.1,0.1")
+    shard = tmp_path / "log" / "train" / "part-00000-00000.tfrecord"
+    assert not [f for f in validate(DataFolder.open(str(tmp_path / "log"))).findings if f.check == "altered"]
+    (tmp_path / "other" / "train" / shard.name).replace(shard)
+    (finding,) = [f for f in validate(DataFolder.open(str(tmp_path / "log"))).findings if f.check == "altered"]
+    assert (finding.where, finding.severity) == (str(shard), "error")
+    assert "restore the shard" in finding.remedy
+
+
 def test_a_log_without_training_rows_or_with_infinite_numbers_is_found(tmp_path):
     rows = {name: list(values) for name, values in clean_rows().items()}
     rows["price"][7] = float("inf")
