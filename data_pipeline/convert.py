@@ -153,7 +153,7 @@ def write_splits(
 def write_metadata(
     folder: str, source: Source, splits: dict[str, WrittenSplit], record_format: str
 ) -> dict[str, stats.SplitStatistics]:
-    """Writes the indexes, `schema.json` and `statistics.json` of a data folder, and returns {split: its statistics}.
+    """Writes the indexes, `statistics.json` and last `schema.json` of a data folder, and returns {split: its statistics}.
 
     Raises:
       DataError: The training split is empty.
@@ -164,9 +164,9 @@ def write_metadata(
         raise DataError(f"--split: expected rows for the training split, got {counts}; check --input and --split")
     for name, part in splits.items():
         write_index(storage.join(folder, name), record_format, part.shards)
+    storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
     schema = _size(source.schema, source, results["train"])
     storage.write_text(storage.join(folder, SCHEMA_FILE), schemas.to_json(schema))
-    storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
     return results
 
 

@@ -1,10 +1,15 @@
 """Paths, local and remote: opening file systems, and outputs that appear only when complete."""
 
 import contextlib
+import ctypes
+import fnmatch
+import functools
+import glob
 import os
 import re
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -30,13 +35,28 @@ def open_file_system(path: str) -> None:
     if not is_remote(path):
         return
     try:
-        import tensorflow_io  # noqa: F401  (registers its file systems)
+        _load_file_systems()
     except Exception as error:  # its shared object fails to load with several exception types
         reason = str(error).partition("\n")[0]
         raise Hm3Error(
             f"{path}: expected tensorflow-io for a remote path, but it does not load beside TensorFlow "
             f"{tf.__version__} ({reason}); use tensorflow 2.16-2.17 with tensorflow-io 0.37.1, or a local path"
         ) from error
+
+
+@functools.cache
+def _load_file_systems() -> None:
+    """Registers the file systems of tensorflow-io, and has this process end with its own status all the same.
+
+    The destructors of its S3 file system abort a process that has used it, when that ends. What C runs at the end of a process
+    it runs in the reverse order: what is added now, after the destructors, comes first, and ends the process with the status
+    that it was to have. Python has flushed its files by then.
+    """
+    import tensorflow_io  # noqa: F401  (registers its file systems)
+
+    if sys.platform == "linux":
+        c = ctypes.CDLL(None)
+        c.on_exit(c._exit, None)
 
 
 def absolute(path: str) -> str:
@@ -47,6 +67,42 @@ def absolute(path: str) -> str:
 def join(folder: str, *names: str) -> str:
     """Returns the path of something in a folder."""
     return "/".join([folder.rstrip("/"), *names])
+
+
+def names_in(folder: str) -> list[str]:
+    """Returns the names of what is in a folder, none where there is none: a remote one is there with its first file."""
+    return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)] if tf.io.gfile.isdir(folder) else []
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file of this path."""
+    open_file_system(path)
+    return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
+
+
+def find_files(pattern: str) -> list[str]:
+    """Returns the files that match a glob pattern, sorted; `**` stands for any number of folders.
+
+    Raises:
+      Hm3Error: The pattern is remote, and tensorflow-io does not load.
+    """
+    if not is_remote(pattern):
+        return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    open_file_system(pattern)
+    if not glob.has_magic(pattern):
+        return [pattern] if is_file(pattern) else []
+    folder, below = re.findall(r"^([^*?[]*/)(.*)$", pattern)[0]
+    found = [join(at, name) for at, _, names in tf.io.gfile.walk(folder) for name in names]
+    return sorted(file for file in found if _matches(file[len(folder) :].split("/"), below.split("/")))
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the names of a path match the patterns, one each, or any number of folders a `**`."""
+    if not (names and patterns):
+        return not (names or patterns)
+    if patterns[0] == "**" and (_matches(names, patterns[1:]) or _matches(names[1:], patterns)):
+        return True
+    return fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
 def read_text(path: str, remedy: str) -> str:

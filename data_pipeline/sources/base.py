@@ -1,15 +1,16 @@
 """What a source of raw logs is: Arrow batches, the place of each for error messages, and a schema."""
 
 import dataclasses
-import glob
-import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset as pads
+import tensorflow as tf
 
+from data_pipeline import storage
+from data_pipeline.arrow_files import file_system
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from hm3_tf.errors import DataError, UsageError, did_you_mean
 
@@ -55,7 +56,7 @@ class TableFiles:
     """Rows of Parquet or CSV files, in the order of their names.
 
     Attributes:
-      path: A file, a folder of them, or a glob pattern.
+      path: A file, a folder of them, or a glob pattern; local or a URL.
       file_format: `parquet` or `csv`.
       column_types: Types of columns that must not be inferred.
       column_names: Names of the columns of CSV files that have no header.
@@ -78,12 +79,14 @@ class TableFiles:
         Raises:
           DataError: There is no such file, or one is not in the format.
         """
-        pattern = os.path.join(self.path, f"**/*.{self.file_format}") if os.path.isdir(self.path) else self.path
-        files = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+        arrow = file_system(self.path)
+        pattern = storage.join(self.path, f"**/*.{self.file_format}") if tf.io.gfile.isdir(self.path) else self.path
+        files = storage.find_files(pattern)
         if not files:
             raise DataError(f"{self.path}: expected {self.file_format} files, found none; check the path")
+        file_format = self._csv_format() if self.file_format == "csv" else self.file_format
         try:
-            return pads.dataset(files, format=self._csv_format() if self.file_format == "csv" else self.file_format)
+            return pads.dataset(files, format=file_format, filesystem=arrow)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
 
