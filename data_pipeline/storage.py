@@ -35,25 +35,24 @@ def open_file_system(path: str) -> None:
     if not is_remote(path):
         return
     try:
-        _load_file_systems()
+        import tensorflow_io  # noqa: F401  (registers its file systems)
     except Exception as error:  # its shared object fails to load with several exception types
         reason = str(error).partition("\n")[0]
         raise Hm3Error(
             f"{path}: expected tensorflow-io for a remote path, but it does not load beside TensorFlow "
             f"{tf.__version__} ({reason}); use tensorflow 2.16-2.17 with tensorflow-io 0.37.1, or a local path"
         ) from error
+    _end_with_own_status()
 
 
 @functools.cache
-def _load_file_systems() -> None:
-    """Registers the file systems of tensorflow-io, and has this process end with its own status all the same.
+def _end_with_own_status() -> None:
+    """Has this process end with its own status although it has loaded tensorflow-io.
 
-    The destructors of its S3 file system abort a process that has used it, when that ends. What C runs at the end of a process
-    it runs in the reverse order: what is added now, after the destructors, comes first, and ends the process with the status
-    that it was to have. Python has flushed its files by then.
+    The destructors of that S3 file system abort a process that has used it. What C runs at the end of a process it runs in
+    reverse order: what is added now, after the destructors, comes first, and ends the process with the status that it was to
+    have. Python has flushed its files by then.
     """
-    import tensorflow_io  # noqa: F401  (registers its file systems)
-
     if sys.platform == "linux":
         c = ctypes.CDLL(None)
         c.on_exit(c._exit, None)
