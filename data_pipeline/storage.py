@@ -122,7 +122,8 @@ def read_text(path: str, remedy: str) -> str:
         with tf.io.gfile.GFile(path) as file:
             return file.read()
     except tf.errors.NotFoundError as error:
-        raise DataError(f"{path}: expected a file, found none; {remedy}") from error
+        hint = ", and check that its server can be reached and lets it be read" if is_remote(path) else ""
+        raise DataError(f"{path}: expected a file, found none; {remedy}{hint}") from error
     except (UnicodeDecodeError, tf.errors.OpError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: expected a text file, got: {reason}; {remedy}") from error
@@ -163,10 +164,18 @@ def staged_file(path: str) -> Iterator[str]:
     try:
         with explained(path):
             yield temporary
-            tf.io.gfile.rename(temporary, path, overwrite=True)
+            _rename_file(temporary, path)
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
+
+
+def _rename_file(source: str, target: str) -> None:
+    if is_remote(source) and not tf.io.gfile.stat(source).length:  # S3 of tensorflow-io does not copy an empty file
+        with tf.io.gfile.GFile(target, "w") as file:
+            file.write("")
+    else:
+        tf.io.gfile.rename(source, target, overwrite=True)
 
 
 def remove_staged_files(folder: str, suffix: str) -> None:

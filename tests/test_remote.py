@@ -238,6 +238,7 @@ if __name__ == "__main__":
     process = multiprocessing.get_context("spawn").Process(target=ask, args=sys.argv[1:2])
     process.start()
     process.join()
+    storage.write_text(sys.argv[2], "")
     print(process.exitcode, ask(sys.argv[1]))
     sys.exit(3)
 """
@@ -245,8 +246,11 @@ if __name__ == "__main__":
 
 def test_any_process_that_used_the_file_system_ends_with_its_own_status(data, bucket, start, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    with start(str(tmp_path / "program.py"), f"s3://{BUCKET}/raw/**/part.par*") as process:
+    paths = [f"s3://{BUCKET}/{name}" for name in ("raw/**/part.par*", "empty")]
+    with start(str(tmp_path / "program.py"), *paths) as process:
         output, _ = process.communicate(timeout=PATIENCE_S)
     found = [f"s3://{BUCKET}/{key}" for key in bucket.names("raw/day")]
     assert (process.returncode, output.splitlines()[-1]) == (3, f"0 {found}"), output
     assert "pure virtual" not in output
+    assert bucket.get("empty") == b"", "a file without a byte is written as well"
+    assert bucket.names("empty") == ["empty"]
