@@ -269,4 +269,4 @@ def make_folder(path: str) -> None:
       Hm3Error: It cannot be made.
     """
     with explained(path):
-        tf.io.gfile.makedirs(path)
+        tf.io.gfile.makedirs(join(path, ""))  # a bucket is a path only with its slash
