@@ -56,6 +56,9 @@ setup(
             "scikit-learn>=1.5,<2",  # oracle of the metrics
             "kubeflow-training>=1.9,<2",  # models of Kubernetes and Kubeflow, which the manifests must fit
             "pyyaml>=6,<7",  # reads the manifests
+            "moto[s3]>=5,<6",  # an S3 server of this machine
+            "flask>=3,<4",  # of moto's server: its extra `server` brings all services of AWS
+            "flask-cors>=5,<7",  # as flask
             "playwright>=1.45,<2",  # looks at the report in the system's Chromium
             "ruff>=0.6,<1",  # lint and format
             "mypy>=1.11,<3",  # types

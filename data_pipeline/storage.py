@@ -1,12 +1,17 @@
 """Paths, local and remote: opening file systems, and outputs that appear only when complete."""
 
 import contextlib
+import ctypes
 import fcntl
+import fnmatch
+import functools
+import glob
 import hashlib
 import os
 import re
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -41,6 +46,20 @@ def open_file_system(path: str) -> None:
             f"{path}: expected tensorflow-io for a remote path, but it does not load beside TensorFlow "
             f"{tf.__version__} ({reason}); use tensorflow 2.16-2.17 with tensorflow-io 0.37.1, or a local path"
         ) from error
+    _end_with_own_status()
+
+
+@functools.cache
+def _end_with_own_status() -> None:
+    """Has this process end with its own status although it has loaded tensorflow-io.
+
+    The destructors of that S3 file system abort a process that has used it. What C runs at the end of a process it runs in
+    reverse order: what is added now, after the destructors, comes first, and ends the process with the status that it was to
+    have. Python has flushed its files by then.
+    """
+    if sys.platform == "linux":
+        c = ctypes.CDLL(None)
+        c.on_exit(c._exit, None)
 
 
 def absolute(path: str) -> str:
@@ -51,6 +70,42 @@ def absolute(path: str) -> str:
 def join(folder: str, *names: str) -> str:
     """Returns the path of something in a folder."""
     return "/".join([folder.rstrip("/"), *names])
+
+
+def names_in(folder: str) -> list[str]:
+    """Returns the names of what is in a folder, none where there is none: a remote one is there with its first file."""
+    return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)] if tf.io.gfile.isdir(folder) else []
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file of this path."""
+    open_file_system(path)
+    return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
+
+
+def find_files(pattern: str) -> list[str]:
+    """Returns the files that match a glob pattern, sorted; `**` stands for any number of folders.
+
+    Raises:
+      Hm3Error: The pattern is remote, and tensorflow-io does not load.
+    """
+    if not is_remote(pattern):
+        return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    open_file_system(pattern)
+    if not glob.has_magic(pattern):
+        return [pattern] if is_file(pattern) else []
+    folder, below = re.findall(r"^([^*?[]*/)(.*)$", pattern)[0]
+    found = [join(at, name) for at, _, names in tf.io.gfile.walk(folder) for name in names]
+    return sorted(file for file in found if _matches(file[len(folder) :].split("/"), below.split("/")))
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the names of a path match the patterns, one each, or any number of folders a `**`."""
+    if not (names and patterns):
+        return not (names or patterns)
+    if patterns[0] == "**" and (_matches(names, patterns[1:]) or _matches(names[1:], patterns)):
+        return True
+    return fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
 def read_text(path: str, remedy: str) -> str:
@@ -71,7 +126,8 @@ def read_text(path: str, remedy: str) -> str:
         with tf.io.gfile.GFile(path) as file:
             return file.read()
     except tf.errors.NotFoundError as error:
-        raise DataError(f"{path}: expected a file, found none; {remedy}") from error
+        hint = ", and check that its server can be reached and lets it be read" if is_remote(path) else ""
+        raise DataError(f"{path}: expected a file, found none; {remedy}{hint}") from error
     except (UnicodeDecodeError, tf.errors.OpError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: expected a text file, got: {reason}; {remedy}") from error
@@ -122,10 +178,18 @@ def staged_file(path: str) -> Iterator[str]:
     try:
         with explained(path):
             yield temporary
-            tf.io.gfile.rename(temporary, path, overwrite=True)
+            _rename_file(temporary, path)
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
+
+
+def _rename_file(source: str, target: str) -> None:
+    if is_remote(source) and not tf.io.gfile.stat(source).length:  # S3 of tensorflow-io does not copy an empty file
+        with tf.io.gfile.GFile(target, "w") as file:
+            file.write("")
+    else:
+        tf.io.gfile.rename(source, target, overwrite=True)
 
 
 def remove_staged_files(folder: str, suffix: str) -> None:
@@ -229,7 +293,7 @@ def make_folder(path: str) -> None:
       Hm3Error: It cannot be made.
     """
     with explained(path):
-        tf.io.gfile.makedirs(path)
+        tf.io.gfile.makedirs(join(path, ""))  # a bucket is a path only with its slash
 
 
 @contextlib.contextmanager

@@ -642,8 +642,4 @@ def main() -> None:
     except Exception:  # unexpected: shown in full, and still with a status of our own
         traceback.print_exc()
         status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if "tensorflow_io" in sys.modules:
-        os._exit(status)  # its S3 file system aborts the process in its destructors
     sys.exit(status)

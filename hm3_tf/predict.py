@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from data_pipeline import storage
+from data_pipeline.arrow_files import ArrowFile
 from data_pipeline.folder import explained_read_errors
 from data_pipeline.index import SplitIndex
 from data_pipeline.read import PartReader
@@ -46,16 +47,6 @@ class Part:
     index: SplitIndex
     output: str
     origin: dict[str, Any]
-
-
-class _ParquetFile(tf.io.gfile.GFile):
-    """A file of any file system that Arrow can read and write."""
-
-    closed = False
-
-    def close(self) -> None:
-        super().close()
-        self.closed = True
 
 
 def predict_run(run: Workdir, index: SplitIndex, output: str) -> int:
@@ -121,7 +112,7 @@ class Predictor:
         """
         schema = self._schema.with_metadata({_ORIGIN_KEY: json.dumps(part.origin)})
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(_ParquetFile(stack.enter_context(storage.staged_file(part.output)), "wb"))
+            file = stack.enter_context(ArrowFile(stack.enter_context(storage.staged_file(part.output)), "wb"))
             stack.enter_context(explained_read_errors(part.index))
             writer = stack.enter_context(pq.ParquetWriter(pa.PythonFile(file, "w"), schema))
             for group in prefetch(self._row_groups(part.index)):
@@ -205,7 +196,7 @@ def _without_files(parts: Sequence[Part], folder: str) -> list[Part]:
     Raises:
       Hm3Error: There is a file of something else.
     """
-    found = {name for name in tf.io.gfile.listdir(folder) if name.endswith(_SUFFIX)}
+    found = {name for name in storage.names_in(folder) if name.endswith(_SUFFIX)}
     wanted = {os.path.basename(part.output): part for part in parts}
     for name in sorted(found):
         path, remedy = storage.join(folder, name), "name another --output, or remove this folder to predict anew"
@@ -223,7 +214,7 @@ def _without_files(parts: Sequence[Part], folder: str) -> list[Part]:
 
 def _read_origin(path: str) -> dict[str, Any]:
     """Returns what a Parquet file says it holds; nothing where it is not of `hm3 predict`."""
-    with contextlib.suppress(pa.ArrowInvalid), _ParquetFile(path, "rb") as file:
+    with contextlib.suppress(pa.ArrowInvalid), ArrowFile(path, "rb") as file:
         metadata = pq.read_metadata(pa.PythonFile(file, "r")).metadata or {}
         return json.loads(metadata.get(_ORIGIN_KEY, b"{}"))
     return {}

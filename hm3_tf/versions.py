@@ -16,7 +16,7 @@ _LEFT_BEHIND = re.compile(r"\d+\.tmp-[0-9a-f]+")
 
 def version_numbers(folder: str) -> list[int]:
     """Returns the numbers of the versions in a folder, ascending; none where it does not exist."""
-    return sorted(int(name) for name in _names(folder) if name.isdigit())
+    return sorted(int(name) for name in storage.names_in(folder) if name.isdigit())
 
 
 def whole_versions(folder: str) -> list[int]:
@@ -25,10 +25,6 @@ def whole_versions(folder: str) -> list[int]:
     if not storage.is_remote(folder):
         return numbers  # they came by a rename
     return [number for number in numbers if tf.io.gfile.exists(storage.join(folder, str(number), DONE_FILE))]
-
-
-def _names(folder: str) -> list[str]:
-    return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)] if tf.io.gfile.isdir(folder) else []
 
 
 @contextlib.contextmanager
@@ -74,7 +70,7 @@ def _write_done(version: str) -> None:
 
 
 def _clear(folder: str) -> None:
-    for name in filter(_LEFT_BEHIND.fullmatch, _names(folder)):
+    for name in filter(_LEFT_BEHIND.fullmatch, storage.names_in(folder)):
         tf.io.gfile.rmtree(storage.join(folder, name))
 
 

@@ -2,16 +2,18 @@
 
 import contextlib
 import dataclasses
-import glob
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import tensorflow as tf
 
+from data_pipeline import storage
+from data_pipeline.arrow_files import file_system
 from data_pipeline.bad_records import BadRecord, BadRecords
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch
@@ -80,7 +82,7 @@ class TableFiles:
     """Rows of Parquet, CSV or JSON files, in the order of their names.
 
     Attributes:
-      path: A file, a folder of them, or a glob pattern.
+      path: A file, a folder of them, or a glob pattern; local or a URL.
       file_format: `parquet`, `csv` or `json`, an object a line.
       column_types: Types of columns that must not be inferred; of JSON files those of all.
       column_names: Names of the columns of CSV files that have no header.
@@ -103,26 +105,27 @@ class TableFiles:
         Raises:
           DataError: There is no such file, or one is not in the format.
         """
+        arrow = file_system(self.path)
         patterns = [self.path]
-        if os.path.isdir(self.path):
+        if tf.io.gfile.isdir(self.path):
             endings = ("csv", "csv.gz") if self.file_format == "csv" else (self.file_format,)
-            patterns = [os.path.join(self.path, f"**/*.{ending}") for ending in endings]
-        found = (file for pattern in patterns for file in glob.glob(pattern, recursive=True))
-        files = sorted(filter(os.path.isfile, found))
+            patterns = [storage.join(self.path, f"**/*.{ending}") for ending in endings]
+        files = sorted(file for pattern in patterns for file in storage.find_files(pattern))
         if not files:
             raise DataError(f"{self.path}: expected {self.file_format} files, found none; check the path")
         try:
             if self.file_format == "json":
-                return pads.dataset(files, schema=pa.schema(self.column_types), format="json")
-            return pads.dataset(files, self._first_schema(files), format=self._format())
+                schema = pa.schema(self.column_types)
+                return pads.dataset(files, schema=schema, format="json", filesystem=arrow)
+            return pads.dataset(files, self._first_schema(files, arrow), format=self._format(), filesystem=arrow)
         except UNREADABLE as error:
             raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
 
-    def _first_schema(self, files: Sequence[str]) -> pa.Schema | None:
+    def _first_schema(self, files: Sequence[str], arrow: pafs.FileSystem) -> pa.Schema | None:
         """Returns the columns of the first file that can be read, None where none can; what is bad is told when it is read."""
         for file in files:
             with contextlib.suppress(*UNREADABLE):
-                schema = pads.dataset(file, format=self._format(lenient=True)).schema
+                schema = pads.dataset(file, format=self._format(lenient=True), filesystem=arrow).schema
                 types = dict(self.column_types)
                 return pa.schema([field.with_type(types.get(field.name, field.type)) for field in schema])
         return None

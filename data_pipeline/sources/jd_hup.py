@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline import storage
 from data_pipeline.records import list_lengths
 from data_pipeline.schema import VARIABLE, Column, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
@@ -92,6 +93,6 @@ def open_source(path: str) -> PublicLog:
     Returns:
       The source.
     """
-    pattern = glob.escape(path) if os.path.isfile(path) else os.path.join(glob.escape(path), "**", "JD_*")
+    pattern = glob.escape(path) if storage.is_file(path) else os.path.join(glob.escape(path), "**", "JD_*")
     files = TableFiles(pattern, "csv", (("tokens", pa.string()),), ("tokens",), delimiter="\x01")
     return PublicLog("JD micro behaviors", files, _schema(), _open_maker, ("tokens",), expands=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from data_pipeline import storage
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
 from data_pipeline.sources.public import Maker, PublicLog, SideTable, split_numbers
@@ -122,7 +123,7 @@ def open_source(path: str) -> PublicLog:
       DataError: There is no log file of the layout.
     """
     for folder in (path, os.path.join(path, "data"), os.path.join(path, "KuaiRand-Pure", "data")):
-        if os.path.exists(os.path.join(folder, "user_features_pure.csv")):
+        if storage.is_file(os.path.join(folder, "user_features_pure.csv")):
             files = TableFiles(os.path.join(folder, "log_standard_*.csv"), "csv")
             return PublicLog("KuaiRand-Pure", files, SCHEMA, functools.partial(_open_maker, folder), _LOG_COLUMNS)
     raise DataError(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline import storage
 from data_pipeline.bad_records import BadRecord, BadRecords, by_halves
 from data_pipeline.hashing import MISSING_INT64, MISSING_STRING
 from data_pipeline.records import list_lengths
@@ -74,9 +75,11 @@ def sized_from_data(schema: Schema) -> frozenset[str]:
 
 def release_origin(name: str, files: TableFiles) -> str:
     """Returns what the rows of a public log are made of, see `Source.origin`: its files, and those beside them."""
-    folders = sorted({os.path.dirname(file) for file in files.dataset().files})
-    beside = [(entry.path, entry.stat().st_mtime_ns) for folder in folders for entry in os.scandir(folder or ".")]
-    return repr((name, files.origin, sorted(beside)))
+    dataset = files.dataset()
+    folders = sorted({os.path.dirname(file) for file in dataset.files})
+    paths = [os.path.join(folder, name) for folder in folders for name in sorted(storage.names_in(folder or "."))]
+    beside = [(info.path, info.size, info.mtime_ns) for info in dataset.filesystem.get_file_info(paths)]
+    return repr((name, files.origin, beside))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ are no micro behaviors and no dates. `watching_times` is an outcome and never re
 
 import functools
 import glob
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline import storage
 from data_pipeline.schema import VARIABLE, Column, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
 from data_pipeline.sources.public import Maker, PublicLog, from_data, windows
@@ -68,8 +68,8 @@ def open_source(path: str) -> PublicLog:
       DataError: There is no file of the layout in the folder, or more than one; or the file is no table.
     """
     found = [path]
-    if not os.path.isfile(path):
-        found = [f for name in _NAMES for f in glob.glob(os.path.join(glob.escape(path), "**", name), recursive=True)]
+    if not storage.is_file(path):
+        found = [f for name in _NAMES for f in storage.find_files(storage.join(glob.escape(path), "**", name))]
     if len(found) != 1:
         raise DataError(f"{path}: expected one of {', '.join(_NAMES)}, found {found or 'none'}; give --input one file")
     path = glob.escape(found[0])
