@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=["hm3_tf", "hm3_tf.report", "hm3_tf.experiment", "data_pipeline", "data_pipeline.sources"],
+    packages=["hm3_tf", "hm3_tf.report", "hm3_tf.experiment", "hm3_tf.verbs", "data_pipeline", "data_pipeline.sources"],
     package_data={"hm3_tf.report": ["head.html", "page.html", "validation.html"]},
     entry_points={"console_scripts": ["hm3=hm3_tf.cli:main"]},
     install_requires=[

@@ -28,7 +28,7 @@ from hm3_tf import __version__
 from hm3_tf.errors import DataError
 from hm3_tf.progress import Progress
 
-_LOGGER = logging.getLogger("hm3_tf.convert")
+_LOGGER = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 

@@ -11,7 +11,8 @@ import shlex
 import pytest
 
 from data_pipeline import schema as schemas
-from hm3_tf.cli import VERBS, _parse, _split
+from hm3_tf.cli import VERBS, _split
+from hm3_tf.verbs.verb import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -51,8 +52,8 @@ COMMANDS = {page: [words for block in blocks(page.read_text(), "bash") for words
 @pytest.mark.parametrize("words", [words for found in COMMANDS.values() for words in found], ids=" ".join)
 def test_the_commands_of_the_pages_are_understood(words):
     own, command = _split(words[1], words[2:])
-    assert _parse(words[1], own)
-    assert not command or _parse(command[0], command[1:])
+    assert parse(words[1], VERBS[words[1]], own)
+    assert not command or parse(command[0], VERBS[command[0]], command[1:])
 
 
 def test_the_readme_shows_every_verb():
@@ -64,7 +65,7 @@ def test_the_makefile_uses_flags_that_exist():
     found = commands(makefile)
     assert found
     for words in found:
-        assert _parse(words[1], words[2:])
+        assert parse(words[1], VERBS[words[1]], words[2:])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -72,7 +73,7 @@ def test_a_config_opens_with_a_command_that_is_understood(path):
     found = commands(path.read_text())
     assert found and any(f"--config=configs/{path.name}" in word for words in found for word in words)
     for words in found:
-        assert _parse(words[1], words[2:])
+        assert parse(words[1], VERBS[words[1]], words[2:])
 
 
 @pytest.mark.parametrize("block", blocks(PAGES[0].read_text(), "python"), ids=["build_model", "own_funnel"])

@@ -1,10 +1,13 @@
 """Raw logs that the converter reads, one module a layout."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from data_pipeline.schema import Schema
-from data_pipeline.sources.base import Source
 from hm3_tf.errors import Hm3Error, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from data_pipeline.sources.base import Source
 
 TABLES = ("parquet", "csv")
 """Layouts of tables of one's own, which need a schema or behaviors."""
@@ -23,7 +26,7 @@ SOURCES = (*TABLES, *PUBLIC_LOGS)
 
 def open_source(
     name: str, path: str, schema: Schema | None = None, behaviors: str = "", groups: str = "", ignored: str = ""
-) -> Source:
+) -> "Source":
     """Returns a raw log.
 
     Args:

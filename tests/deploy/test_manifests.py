@@ -14,9 +14,10 @@ import pytest
 import yaml
 from kubeflow.training import ApiClient
 
-from hm3_tf.cli import _parse
+from hm3_tf.cli import VERBS
 from hm3_tf.cluster import read_cluster
 from hm3_tf.config import checked
+from hm3_tf.verbs.verb import parse
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -115,7 +116,7 @@ def test_the_command_of_a_file_is_understood(commands, monkeypatch, name):
     status, (line, *_) = ended(STARTS[name](commands))
     verb, *arguments = json.loads(line)[0]
     assert status == 0 and verb == "train"
-    assert checked(_parse(verb, arguments).config).distribution.strategy == "multi_worker"
+    assert checked(parse(verb, VERBS[verb], arguments).config).distribution.strategy == "multi_worker"
 
 
 def test_each_pod_of_the_job_finds_its_own_address_in_one_cluster(commands, monkeypatch):
