@@ -130,11 +130,11 @@ def convert(
     check_record_format(record_format)
     most_bad = bad.most if bad is not None else None
     rules = (split, nesting, record_format, days, most_bad)
-    origin = repr((__version__, schemas.to_json(source.schema), source.origin, rules))
+    sources = source.parts()
+    origin = repr((__version__, schemas.to_json(source.schema), source.origin, len(sources), rules))
     with staged_data_folder(output_dir, origin) as staging:
         for name in SPLITS:
             storage.make_folder(storage.join(staging.folder, name))
-        sources = source.parts()
         counts = [0] * len(sources)
         if split.by_row_number and len(sources) > 1:
             counts = list(run(functools.partial(_count_rows, most_bad=most_bad), sources))

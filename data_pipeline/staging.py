@@ -79,5 +79,6 @@ def staged_data_folder(path: str, origin: str) -> Iterator[Staging]:
                 storage.refuse_full(path)
                 storage.replace_folder(folder, path)
     except (DataError, ConfigError, UsageError):
-        tf.io.gfile.rmtree(folder)
+        if tf.io.gfile.isdir(folder):  # a remote one is there with its first file
+            tf.io.gfile.rmtree(folder)
         raise

@@ -19,6 +19,7 @@ import pytest
 from data_pipeline import storage
 from hm3_tf.cluster import free_addresses
 from hm3_tf.errors import Hm3Error
+from tests.data_pipeline.test_parts import PROGRAM as CONVERSION
 
 PATIENCE_S = 300
 BUCKET = "logs"
@@ -138,6 +139,26 @@ def test_a_log_is_converted_where_it_lies(data, bucket):
     written = {key.removeprefix("data/") for key in bucket.names("data")}
     assert {"schema.json", "statistics.json", "train/index.json"} <= written
     assert not [key for key in bucket.names() if ".tmp-" in key or "_parts" in key]
+
+
+def test_a_conversion_that_was_killed_goes_on_and_is_whole_only_then(data, bucket, start, tmp_path):
+    flags = ["--source=parquet", f"--input=s3://{BUCKET}/raw", "--behaviors=click,d_mi=cart,d_ma=fav,purchase"]
+
+    def convert(output: str, then: str) -> tuple[int, str]:
+        program = CONVERSION.format(part=0, then=then)
+        with start("-c", program, "convert", *flags, f"--output_dir={output}", "--processes=1") as process:
+            output, _ = process.communicate(timeout=PATIENCE_S)
+        return process.returncode, output
+
+    status, output = convert(f"s3://{BUCKET}/again", "os.kill(os.getpid(), signal.SIGKILL)")
+    assert status == -signal.SIGKILL and "again/schema.json" not in bucket.names("again"), output
+    status, output = convert(f"s3://{BUCKET}/again", "raise AssertionError('written before')")
+    assert status == 0 and "1 of 2 parts of the log are written" in output, output
+    assert convert(str(tmp_path / "here"), "pass")[0] == 0
+    here = {str(path.relative_to(tmp_path / "here")): path for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    assert {name.removeprefix("again/") for name in bucket.names("again")} == set(here)
+    for name, path in here.items():
+        assert bucket.get(f"again/{name}") == path.read_bytes(), name
 
 
 def steps(bucket) -> list[int]:

@@ -4,13 +4,14 @@ A JSON object a line: `{"session": 0, "events": [{"aid": 1517085, "ts": 16593048
 macro, there are no micro behaviors; nothing is known of the items. Times are UTC.
 """
 
-import os
+import glob
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline import storage
 from data_pipeline.sources.base import SourceBatch, TableFiles
 from data_pipeline.sources.event_log import EventLog
 
@@ -39,6 +40,6 @@ def open_source(path: str) -> EventLog:
     Returns:
       The source.
     """
-    pattern = os.path.join(path, "*.jsonl") if os.path.isdir(path) else path
+    pattern = path if storage.is_file(path) or glob.has_magic(path) else storage.join(path, "*.jsonl")
     files = TableFiles(pattern, "json", tuple(_TYPES.items()))
     return EventLog("OTTO", files, _BEHAVIORS, lambda: _make, tuple(_TYPES))

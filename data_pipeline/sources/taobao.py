@@ -5,13 +5,13 @@ Beijing. Events outside the nine days that the log is of have a clock that was w
 """
 
 import glob
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline import storage
 from data_pipeline.schema import Column
 from data_pipeline.sources.base import SourceBatch, TableFiles
 from data_pipeline.sources.event_log import EventLog
@@ -41,7 +41,7 @@ def open_source(path: str) -> EventLog:
     Returns:
       The source.
     """
-    file = os.path.join(path, "UserBehavior.csv") if os.path.isdir(path) else path
+    file = path if storage.is_file(path) else storage.join(path, "UserBehavior.csv")
     files = TableFiles(glob.escape(file), "csv", tuple(_TYPES.items()), tuple(_TYPES))
     features = (Column("category_id", "int64", hashing=from_data()),)
     return EventLog("Taobao UserBehavior", files, _BEHAVIORS, lambda: _make, tuple(_TYPES), features, _BEIJING)

@@ -159,7 +159,7 @@ write = staging.Staging.write
 
 def write_and_die(self, part, result):
     write(self, part, result)
-    if part == 1:
+    if part == {part}:
         {then}
 
 staging.Staging.write = write_and_die
@@ -186,7 +186,7 @@ def command(program, flags, output):
 def killed(flags, tmp_path):
     """The folder of a conversion that ended by kill -9 after two of its four parts."""
     output = tmp_path / "data"
-    program = PROGRAM.format(then="os.kill(os.getpid(), signal.SIGKILL)")
+    program = PROGRAM.format(part=1, then="os.kill(os.getpid(), signal.SIGKILL)")
     assert subprocess.run(command(program, flags, output), capture_output=True).returncode == -signal.SIGKILL
     assert not output.exists()
     return output
@@ -217,7 +217,7 @@ def test_a_log_that_has_changed_is_another_one(log, folder):
 
 def test_two_processes_do_not_write_one_folder(log, flags, tmp_path):
     output = tmp_path / "data"
-    program = PROGRAM.format(then="print('here', flush=True); sys.stdin.read()")
+    program = PROGRAM.format(part=1, then="print('here', flush=True); sys.stdin.read()")
     writer = subprocess.Popen(command(program, flags, output), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert writer.stdout.readline() == "here\n"
