@@ -176,6 +176,8 @@ class Fuzzer:
             kind = str(self._rng.choice(["intact", *FLIPS, *CUTS]))
             kind = "emptied" if kind == "removed" and not has_index else kind  # nothing knows of that shard then
             changed, state = damage(self._rng, kind, data, offsets)
+            if kind == "cut" and len(changed) in offsets:
+                kind = "cut between records"
             file.unlink() if kind == "removed" else file.write_bytes(changed)
             states.append(state)
             kinds.append(kind)

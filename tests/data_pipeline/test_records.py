@@ -211,3 +211,12 @@ def test_a_block_of_rows_takes_less_room_packed_than_row_by_row():
     batch = to_batch({"user": list(range(1_024)), "price": [0.5] * 1_024}, columns)
     packed, rows = (sum(len(r) + 16 for r in encode(batch, f, columns)) for f in ("packed", "row"))
     assert packed * 5 < rows
+
+
+@pytest.mark.parametrize("lengths", [[5, -1], [2**40, 4 - 2**40], [2**62, 2**62, 2**62, 2**62 + 4]])
+def test_lengths_that_add_up_but_are_none_are_refused(lengths):
+    """Padding by them ended the process."""
+    columns = (Column("tags", "int64", shape=VARIABLE, max_length=3, hashing=Hashing(10)),)
+    record = example(**{"#rows": len(lengths), "tags": [1, 2, 3, 4], "tags#lengths": lengths})
+    with pytest.raises(tf.errors.InvalidArgumentError, match="column 'tags'"):
+        records.parse_packed(tf.constant([record]), columns)

@@ -11,7 +11,16 @@ from absl import flags
 from ml_collections import config_flags
 
 from hm3_tf.behavior_graph import Behavior, BehaviorGraph
-from hm3_tf.config import Config, DistributionConfig, ModelConfig, TrainingConfig, checked, from_json, to_json
+from hm3_tf.config import (
+    Config,
+    DataConfig,
+    DistributionConfig,
+    ModelConfig,
+    TrainingConfig,
+    checked,
+    from_json,
+    to_json,
+)
 from hm3_tf.errors import ConfigError
 from hm3_tf.methods import CHAINS, METHODS
 
@@ -314,3 +323,9 @@ def test_the_json_holds_every_field_that_scripts_rely_on():
         *("edge_loss_weight", "checkpoint_every_steps", "max_steps"),
     } <= set(data["training"])
     assert "nesting" in data["data"] and "strategy" in data["distribution"]
+
+
+def test_bad_records_are_skipped_up_to_a_bound_where_the_config_says_so():
+    data = DataConfig(max_bad_records=7)
+    assert data.most_bad_records is None
+    assert dataclasses.replace(data, on_error="skip").most_bad_records == 7
