@@ -1,9 +1,10 @@
-"""The whole way of a log at size: seconds, rows a second and peak memory of convert, validate, train and evaluate.
+"""The whole way of a log at size: convert, validate, train and evaluate, each with its rows a second and its peak memory.
 
 python benchmarks/ten_million.py [--rows=10000000] [--columns=20] [--embedding_dim=8]
 
 The log is that of mixed_log.py, in Parquet parts of 250,000 rows. The model is HM3 with small towers; its tables are of
-100,000 rows each. A training has a table's values and two moments of each: they are told apart from the rest.
+100,000 rows each. Memory is that of all processes together. A training has a table's values and two moments of each:
+they are told apart from the rest.
 """
 
 import pathlib
@@ -48,7 +49,7 @@ def main(_: list[str]) -> None:
         mixed_log.write_parts(folder, schema, rows)
         print(f"{rows:,} rows of {_COLUMNS.value} columns; tables and their moments take {tables / 2**30:.2f} GiB")
         for verb, command in stages(folder).items():
-            seconds, _, peak = timing.run(command)
+            seconds, peak = timing.run_watched(command)
             print(
                 f"{verb:<10}{seconds:>8.1f} s{read[verb] / seconds:>12,.0f} rows/s{peak / 2**30:>8.2f} GiB", flush=True
             )

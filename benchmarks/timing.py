@@ -3,14 +3,17 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
+import tempfile
 import time
 
 import workload
 
 WARM_STEPS = 15
 LOG_STEPS = 5
+_LOOK_SECONDS = 0.5
 
 
 def run(command: list[str]) -> tuple[float, float, int]:
@@ -29,6 +32,34 @@ def run(command: list[str]) -> tuple[float, float, int]:
     if status:
         raise RuntimeError(f"{command} failed: {errors.decode()[-2000:]}")
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def run_watched(command: list[str]) -> tuple[float, int]:
+    """Runs a command of several processes; returns (wall seconds, peak bytes of them together, looked at twice a second).
+
+    Raises:
+      RuntimeError: It failed.
+    """
+    start, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        while process.poll() is None:
+            peak = max(peak, _memory(process.pid))
+            time.sleep(_LOOK_SECONDS)
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{command} failed: {errors.read().decode()[-2000:]}")
+    return time.perf_counter() - start, peak
+
+
+def _memory(pid: int) -> int:
+    """Returns the bytes of a process and of those below it, what they share counted once; 0 where it has ended."""
+    try:
+        own = re.search(r"^Pss: +(\d+) kB", pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+        below = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    return (int(own[1]) * 1024 if own else 0) + sum(_memory(int(child)) for child in below)
 
 
 def train(folder: pathlib.Path, method: str, *flags: str) -> tuple[float, float, int]:
