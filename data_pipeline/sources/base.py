@@ -17,7 +17,7 @@ from data_pipeline.arrow_files import file_system
 from data_pipeline.bad_records import BadRecord, BadRecords
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch
-from data_pipeline.sources.damaged import csv_batches, parquet_batches
+from data_pipeline.sources.damaged import csv_batches, json_batches, parquet_batches
 from hm3_tf.errors import DataError, UsageError, did_you_mean
 
 PART_ROWS = 2**20  # of a part of a log, about: one process writes it
@@ -230,6 +230,9 @@ class TableFiles:
         if self.file_format == "csv":
             types = pa.schema([schema.field(name) for name in columns])
             yield from csv_batches(fragment, types, self._read_options(), self._parse_options(), self.nulls, bad)
+            return
+        if self.file_format == "json":
+            yield from json_batches(fragment, schema, bad)
             return
         try:
             _require_columns(fragment, columns)

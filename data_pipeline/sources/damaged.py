@@ -1,6 +1,7 @@
-"""Rows of damaged Parquet and CSV files: what can be read before and after the damage, which is named and counted."""
+"""Rows of damaged Parquet, CSV and JSON files: what can be read before and after the damage, which is named and counted."""
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as pads
+import pyarrow.json
 
 from data_pipeline.bad_records import BadRecord, BadRecords, by_halves
 from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch
@@ -98,6 +100,34 @@ def csv_batches(
         bad.add(_rest(path, next_row, error))
     else:
         _name(path, other_rows, named, bad)
+
+
+def json_batches(fragment: pads.Fragment, types: pa.Schema, bad: BadRecords) -> Iterator[SourceBatch]:
+    """Yields the rows of a file of JSON objects, a line each, that are of the types.
+
+    Args:
+      fragment: The file.
+      types: The columns and their types.
+      bad: Takes what cannot be read.
+    """
+    options = pyarrow.json.ParseOptions(explicit_schema=types, unexpected_field_behavior="ignore")
+    row, lines = 0, list[bytes]()
+
+    def parse(start: int, stop: int) -> pa.RecordBatch:
+        table = pyarrow.json.read_json(io.BytesIO(b"".join(lines[start:stop])), parse_options=options)
+        return table.combine_chunks().to_batches()[0]
+
+    try:
+        with io.BufferedReader(fragment.filesystem.open_input_file(fragment.path)) as file:
+            while lines := file.readlines(_CHUNK_BYTES):
+                for start, _, part in by_halves(0, len(lines), parse, UNREADABLE):
+                    if isinstance(part, Exception):
+                        bad.add(BadRecord(fragment.path, "row", row + start, _line(part)))
+                    else:
+                        yield SourceBatch(fragment.path, row + start, part)
+                row += len(lines)
+    except UNREADABLE as error:
+        bad.add(_rest(fragment.path, row, error))
 
 
 def _name(path: str, reasons: dict[int, str], named: int, bad: BadRecords) -> int:

@@ -54,6 +54,21 @@ def places(bad):
     return [(each.file.rsplit("/", 1)[-1], each.place, each.rows) for each in bad.records]
 
 
+def test_lines_of_json_that_are_none_are_named_and_the_others_are_read(tmp_path):
+    event = '{{"aid": {0}, "ts": 1659304800025, "type": "clicks"}}'
+    lines = [f'{{"session": {i}, "events": [{event.format(i)}]}}' for i in range(500)]
+    lines[7] = lines[7][:-2]
+    lines[300] = lines[300].replace('"session": 300', '"session": "x"')
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    source, bad = open_source("otto", str(tmp_path)), BadRecords(2)
+    convert(source, str(tmp_path / "data"), parse_split("fraction:1,0,0", "date", 0), bad=bad)
+    stored = read_stored(tmp_path / "data" / "train", source.schema.columns)
+    assert stored["user_id"].tolist() == stored["item_id"].tolist() == [i for i in range(500) if i not in (7, 300)]
+    assert places(bad) == [("log.jsonl", 7, 1), ("log.jsonl", 300, 1)]
+    with pytest.raises(DataError, match="log.jsonl: expected at most 1 bad record"):
+        convert(source, str(tmp_path / "other"), parse_split("fraction:1,0,0", "date", 0), bad=BadRecords(1))
+
+
 def test_a_sound_log_is_converted_as_without_skipping(tmp_path):
     (tmp_path / "a.csv").write_bytes(csv(LINES))
     ids, bad = converted(tmp_path, "csv", tmp_path / "a.csv")
