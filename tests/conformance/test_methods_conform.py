@@ -60,7 +60,7 @@ class Loans:
     def count_rows(self, bad=None):
         return self.rows
 
-    def batches(self):
+    def batches(self, bad=None):
         generator, rows = np.random.default_rng(7), self.rows
         clicked, applied, approved = (generator.random(rows) < p for p in (0.5, 0.5, 0.5))
         tags = [[f"tag {tag}" for tag in generator.integers(0, 9, n)] for n in generator.integers(0, 6, rows)]

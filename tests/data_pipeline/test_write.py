@@ -100,6 +100,8 @@ def test_each_day_has_shards_of_its_own_in_the_order_of_the_days(tmp_path, recor
     writer.close()
     index = load_index(str(tmp_path))
     names = [file.rsplit("/", 1)[1] for file in index.files]
-    assert names == [f"{day}-0000{i}.tfrecord" for day in ("2022-04-30", "2022-05-01", "2022-05-02") for i in range(2)]
+    assert names == [
+        f"{day}-part-0000{i}.tfrecord" for day in ("2022-04-30", "2022-05-01", "2022-05-02") for i in range(2)
+    ]
     expected = [row for day in (1, 2, 0) for row in range(day, 6_000, 3)]
     assert read_stored(tmp_path, ID)["id"].tolist() == expected

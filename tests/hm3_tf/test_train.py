@@ -382,7 +382,7 @@ def dated(tmp_path_factory):
     path = tmp_path_factory.mktemp("dated") / "data"
     convert(SimulatedSource(LOG), str(path), ThresholdRule("day", 3, 3), days=DatedDays())
     (path / "third").mkdir()
-    shutil.copy(path / "train" / f"{DAYS[2]}-00000.tfrecord", path / "third")
+    shutil.copy(path / "train" / f"{DAYS[2]}-part-00000-00000.tfrecord", path / "third")
     return str(path)
 
 
