@@ -22,7 +22,7 @@ from data_pipeline.hashing import network_inputs
 from data_pipeline.index import load_index
 from data_pipeline.read import Reader
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
-from data_pipeline.write import SplitWriter
+from data_pipeline.write import SplitWriter, write_index
 from hm3_tf.features import Feature, HashedFeature, NumericFeature
 
 COLUMNS, IDS, LENGTH, BATCH, ROUNDS = 26, 100_000, 10, 4096, 5
@@ -64,9 +64,10 @@ def write(folder: str, name: str, rows: int) -> None:
         arrays["city"] = pa.array([b"city-%d" % number for number in ids[0].tolist()])
         arrays["price"] = pa.array(rng.random(rows).astype(np.float32))
         arrays["history"] = pa.ListArray.from_arrays(starts, pa.array(rng.choice(ids[0], starts[-1])))
-    writer = SplitWriter(folder, schema(name).columns, name.split(",")[0])
+    record_format = name.split(",")[0]
+    writer = SplitWriter(folder, schema(name).columns, record_format)
     writer.write(pa.RecordBatch.from_pydict(arrays))
-    writer.close()
+    write_index(folder, record_format, writer.finish())
 
 
 def one_by_one(folder: str) -> tf.data.Dataset:

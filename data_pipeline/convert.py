@@ -1,5 +1,6 @@
 """Raw logs to a data folder: TFRecord shards a split, `schema.json` and `statistics.json`."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -8,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+import tensorflow as tf
 
 from data_pipeline import labels as label_rules
 from data_pipeline import schema as schemas
@@ -16,7 +18,7 @@ from data_pipeline import storage
 from data_pipeline.bad_records import BAD_RECORDS_FILE, BadRecords
 from data_pipeline.folder import SCHEMA_FILE, STATISTICS_FILE
 from data_pipeline.index import Shard
-from data_pipeline.processes import Run
+from data_pipeline.processes import Run, run_here
 from data_pipeline.records import flat_values
 from data_pipeline.schema import Column, Schema
 from data_pipeline.sources.base import Source, SourceBatch
@@ -97,7 +99,7 @@ def convert(
     record_format: str = "packed",
     days: DayRule | None = None,
     bad: BadRecords | None = None,
-    run: Run = map,
+    run: Run = run_here,
 ) -> dict[str, stats.SplitStatistics]:
     """Writes a raw log as a data folder, which appears under its name only when complete.
 
@@ -115,7 +117,7 @@ def convert(
       record_format: `packed` or `row`.
       days: Rule that gives each row its day, where each day is to have shards of its own, named by it.
       bad: Takes what cannot be read, which is then in `bad_records.jsonl`; None where the first bad record is an error.
-      run: Runs the parts: `map` in this process, a `process_pool`, or Ray (`ray_tasks`).
+      run: Runs the parts: `run_here` in this process, a `process_pool`, or Ray (`ray_tasks`).
 
     Returns:
       {split: its statistics}.
@@ -155,23 +157,40 @@ def _write_parts(
 ) -> dict[str, _WrittenSplit]:
     """Writes the parts that are not written yet, and returns what was written of all, by split; `bad` takes what cannot be."""
     splits = {name: _WrittenSplit([], stats.StatisticsBuilder(schema)) for name in SPLITS}
-    missing = {part.number: part for part in parts if not part.staging.has(part.number)}
+    missing = {part.number: part for part in parts if not _is_written(part)}
     if len(missing) < len(parts):
         _LOGGER.info("convert: %d of %d parts of the log are written, goes on", len(parts) - len(missing), len(parts))
     with Progress("convert", total or None) as progress:
-        write = functools.partial(_write_part, on_rows=progress.advance) if run is map else _write_part
-        written, rows = run(write, list(missing.values())), 0
-        for part in parts:
-            if part.number in missing:
-                next(written)
-            result = part.staging.read(part.number)
-            rows += result.rows
-            progress.reach(rows)
-            for name, each in result.splits.items():
-                splits[name].merge(each)
-            if bad is not None:
-                bad.merge(result.bad)
+        write: Callable[[_Part], None] = _write_part
+        if run is run_here or len(missing) <= 1:
+            run, write = run_here, functools.partial(_write_part, on_rows=progress.advance)
+        rows = 0
+        with contextlib.closing(run(write, list(missing.values()))) as written:
+            for part in parts:
+                if part.number in missing:
+                    next(written)
+                result = part.staging.read(part.number)
+                rows += result.rows
+                progress.reach(rows)
+                for name, each in result.splits.items():
+                    splits[name].merge(each)
+                if bad is not None:
+                    bad.merge(result.bad)
     return splits
+
+
+def _is_written(part: _Part) -> bool:
+    """Whether a part has a record, and its shards are as long as that says."""
+    result = part.staging.read(part.number)
+    return result is not None and all(
+        _size_of(storage.join(part.staging.folder, name, shard.file)) == shard.bytes
+        for name, each in result.splits.items()
+        for shard in each.shards
+    )
+
+
+def _size_of(path: str) -> int:
+    return tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else -1
 
 
 def _write_part(part: _Part, on_rows: Callable[[int], None] = lambda rows: None) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from data_pipeline.processes import Run
@@ -29,7 +29,7 @@ def ray_tasks(address: str | None = None) -> Iterator[Run]:
         yield run_tasks
 
 
-def run_tasks(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def run_tasks(function: Callable[[Any], Any], items: Iterable[Any]) -> Generator[Any, None, None]:
     """Is a `Run` within a connection to Ray."""
     import ray.data
 

@@ -29,10 +29,6 @@ class Staging:
     def _record(self, part: int) -> str:
         return storage.join(self.records, f"{part:05d}.pickle")
 
-    def has(self, part: int) -> bool:
-        """Whether a part of the log is written."""
-        return tf.io.gfile.exists(self._record(part))
-
     def write(self, part: int, result: Any) -> None:
         """Says that a part is written, and what became of it.
 
@@ -43,9 +39,12 @@ class Staging:
             file.write(zlib.compress(pickle.dumps(result), level=1))  # mostly sketches, which are mostly empty
 
     def read(self, part: int) -> Any:
-        """Returns what `write` was given."""
-        with tf.io.gfile.GFile(self._record(part), "rb") as file:
-            return pickle.loads(zlib.decompress(file.read()))
+        """Returns what `write` was given, None where it was not, or not to the end."""
+        try:
+            with tf.io.gfile.GFile(self._record(part), "rb") as file:
+                return pickle.loads(zlib.decompress(file.read()))
+        except (tf.errors.NotFoundError, zlib.error):
+            return None
 
 
 @contextlib.contextmanager
@@ -73,6 +72,9 @@ def staged_data_folder(path: str, origin: str) -> Iterator[Staging]:
         storage.refuse_full(path)
     try:
         with storage.explained(path), storage.lock(records, "--output_dir"):
+            storage.write_text(
+                storage.join(records, "started"), f"{mark}\n"
+            )  # a folder is not there before a file in it
             yield Staging(folder, records)
             tf.io.gfile.rmtree(records)
             if folder != path:

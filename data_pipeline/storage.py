@@ -275,6 +275,8 @@ def explained(path: str) -> Iterator[None]:
         tf.errors.PermissionDeniedError,
         tf.errors.FailedPreconditionError,
         tf.errors.NotFoundError,
+        tf.errors.ResourceExhaustedError,
+        tf.errors.UnavailableError,
     ) as error:
         reason = (getattr(error, "message", None) or str(error) or type(error).__name__).partition("\n")[0]
         raise Hm3Error(

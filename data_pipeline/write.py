@@ -10,7 +10,7 @@ from data_pipeline import index, storage
 from data_pipeline.index import Shard
 from data_pipeline.records import BLOCK_ROWS, RECORD_FORMATS, encode_packed, encode_rows
 from data_pipeline.schema import Column
-from hm3_tf.errors import ConfigError, did_you_mean
+from hm3_tf.errors import ConfigError, Hm3Error, did_you_mean
 
 SHARD_ROWS = 262_144
 
@@ -80,10 +80,6 @@ class SplitWriter:
             )
         return self._writers[name]
 
-    def close(self) -> None:
-        """Writes what is left and the index."""
-        write_index(self._folder, self._format, self.finish())
-
     def finish(self) -> list[Shard]:
         """Writes what is left, and returns the shards in the order of the days, for an index of them."""
         return [shard for name in sorted(self._writers) for shard in self._writers[name].finish()]
@@ -146,5 +142,10 @@ class _ShardWriter:
         sizes, rows = np.array(self._record_bytes), np.array(self._record_rows)
         blocks = index.row_blocks(sizes) if self._format == "row" else index.packed_blocks(sizes, rows)
         size, checksum = storage.size_and_checksum(self._path)
+        if size != sizes.sum() + index.FRAMING * len(sizes):
+            raise Hm3Error(
+                f"{self._path}: expected the {sizes.sum() + index.FRAMING * len(sizes)} bytes that were written, found {size}; "
+                "see that nothing else writes there, and convert the log again"
+            )
         self._shards.append(Shard(self._path.rsplit("/", 1)[-1], size, checksum, blocks))
         self._record_bytes, self._record_rows = [], []

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -23,6 +24,7 @@ from hm3_tf.errors import DataError, UsageError, did_you_mean
 PART_ROWS = 2**20  # of a part of a log, about: one process writes it
 _PART_BYTES = 2**28  # of a part, where rows are not known before they are read
 _DEFAULT_MAX_LENGTH = 50
+_FIRST_BYTES = 2**20  # of a CSV file, from which its types are inferred, as Arrow does
 _PARQUET = pads.ParquetFileFormat(
     default_fragment_scan_options=pads.ParquetFragmentScanOptions(
         pre_buffer=False,  # with buffers ahead Arrow 21 keeps some 15 MB of each file for good
@@ -64,15 +66,18 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Rows of one of several files.
+    """Rows of a file.
 
     Attributes:
-      file: Number of the file.
+      file: The file.
+      size, mtime_ns: Its size and its time when it was found: what is read of it later has to be the same file.
       row_groups: Numbers of its row groups; None: all rows.
       first_row: Number of the first of the rows in the file.
     """
 
-    file: int
+    file: str
+    size: int
+    mtime_ns: int
     row_groups: tuple[int, ...] | None = None
     first_row: int = 0
 
@@ -88,7 +93,8 @@ class TableFiles:
       column_names: Names of the columns of CSV files that have no header.
       delimiter: What stands between the columns of CSV files; but for a comma, quotes are text.
       nulls: What stands for a missing value in CSV files.
-      pieces: What is read of the files, which have the column types of all together; None: all.
+      pieces: What is read; None: all of the files that `path` names.
+      schema: The columns of the files together, where `pieces` are some of them.
     """
 
     path: str
@@ -98,6 +104,7 @@ class TableFiles:
     delimiter: str = ","
     nulls: tuple[str, ...] = ("",)
     pieces: tuple[Piece, ...] | None = None
+    schema: pa.Schema | None = None
 
     def dataset(self) -> pads.Dataset:
         """Returns the Arrow data set of the files.
@@ -105,7 +112,16 @@ class TableFiles:
         Raises:
           DataError: There is no such file, or one is not in the format.
         """
-        arrow = file_system(self.path)
+        arrow, files = file_system(self.path), self._files()
+        try:
+            schema = self.schema or self._first_schema(files, arrow)
+            return pads.dataset(files, schema, format=self._format(), filesystem=arrow)
+        except UNREADABLE as error:
+            raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
+
+    def _files(self) -> list[str]:
+        if self.pieces is not None:
+            return list(dict.fromkeys(piece.file for piece in self.pieces))
         patterns = [self.path]
         if tf.io.gfile.isdir(self.path):
             endings = ("csv", "csv.gz") if self.file_format == "csv" else (self.file_format,)
@@ -113,37 +129,38 @@ class TableFiles:
         files = sorted(file for pattern in patterns for file in storage.find_files(pattern))
         if not files:
             raise DataError(f"{self.path}: expected {self.file_format} files, found none; check the path")
-        try:
-            if self.file_format == "json":
-                schema = pa.schema(self.column_types)
-                return pads.dataset(files, schema=schema, format="json", filesystem=arrow)
-            return pads.dataset(files, self._first_schema(files, arrow), format=self._format(), filesystem=arrow)
-        except UNREADABLE as error:
-            raise DataError(f"{self.path}: expected {self.file_format} files, got: {error}") from error
+        return files
 
     def _first_schema(self, files: Sequence[str], arrow: pafs.FileSystem) -> pa.Schema | None:
         """Returns the columns of the first file that can be read, None where none can; what is bad is told when it is read."""
+        if self.file_format == "json":
+            return pa.schema(self.column_types)
         for file in files:
             with contextlib.suppress(*UNREADABLE):
-                schema = pads.dataset(file, format=self._format(lenient=True), filesystem=arrow).schema
-                types = dict(self.column_types)
-                return pa.schema([field.with_type(types.get(field.name, field.type)) for field in schema])
+                if self.file_format == "csv":
+                    return self._csv_schema(_first_lines(arrow, file))
+                return pads.dataset(file, format=self._format(), filesystem=arrow).schema
         return None
 
-    def _format(self, lenient: bool = False) -> pads.FileFormat:
-        """Returns the format; the lenient one takes CSV files with rows of other types or lengths."""
+    def _csv_schema(self, lines: bytes) -> pa.Schema:
+        """Returns the columns of the first lines of a file; rows of another number of fields say nothing of them."""
+        options = self._parse_options()
+        options.invalid_row_handler = lambda row: "skip"
+        convert = pa.csv.ConvertOptions(null_values=list(self.nulls), strings_can_be_null=True)
+        schema = pa.csv.open_csv(io.BytesIO(lines), self._read_options(), options, convert).schema
+        types = dict(self.column_types)
+        return pa.schema([field.with_type(types.get(field.name, field.type)) for field in schema])
+
+    def _format(self) -> pads.FileFormat:
         if self.file_format == "parquet":
             return _PARQUET
-        parse_options = self._parse_options()
-        if lenient:
-            parse_options.invalid_row_handler = lambda row: "skip"
+        if self.file_format == "json":
+            return pads.JsonFileFormat()
         return pads.CsvFileFormat(
             read_options=self._read_options(),
-            parse_options=parse_options,
+            parse_options=self._parse_options(),
             convert_options=pa.csv.ConvertOptions(
-                column_types={} if lenient else dict(self.column_types),
-                null_values=list(self.nulls),
-                strings_can_be_null=True,
+                column_types=dict(self.column_types), null_values=list(self.nulls), strings_can_be_null=True
             ),
         )
 
@@ -156,14 +173,16 @@ class TableFiles:
     @property
     def origin(self) -> str:
         """Says what the rows are: files with their sizes and times, and how they are read."""
-        dataset = self.dataset()
+        return repr((self, self._whole_files(self.dataset())))
+
+    def _whole_files(self, dataset: pads.Dataset) -> list[Piece]:
         found = dataset.filesystem.get_file_info(dataset.files)
-        return repr((self, [(file.path, file.size, file.mtime_ns) for file in found]))
+        return [Piece(file, info.size, info.mtime_ns) for file, info in zip(dataset.files, found)]
 
     def parts(self) -> list["TableFiles"]:
         """Returns the rows in stretches of about `PART_ROWS`, in order: several files, one, or row groups of a Parquet file."""
-        fragments = self._fragments(self.dataset())
-        units = itertools.chain.from_iterable(_units(piece, fragment) for piece, fragment in fragments)
+        dataset = self.dataset()
+        units = itertools.chain.from_iterable(_units(piece, fragment) for piece, fragment in self._fragments(dataset))
         parts: list[list[Piece]] = []
         filled = 1.0
         for piece, share in units:
@@ -172,11 +191,13 @@ class TableFiles:
                 filled = 0.0
             filled += share
             parts[-1].append(piece)
-        return [dataclasses.replace(self, pieces=tuple(pieces)) for pieces in parts]
+        return [dataclasses.replace(self, pieces=tuple(pieces), schema=dataset.schema) for pieces in parts]
 
     def each(self) -> list["TableFiles"]:
         """Returns each of the files by itself, in order."""
-        return [dataclasses.replace(self, pieces=(Piece(i),)) for i in range(len(self.dataset().files))]
+        dataset = self.dataset()
+        files = self._whole_files(dataset)
+        return [dataclasses.replace(self, pieces=(file,), schema=dataset.schema) for file in files]
 
     def count_rows(self, bad: BadRecords | None = None) -> int:
         """Returns the number of rows, of those that can be read if `bad` takes the others.
@@ -189,8 +210,8 @@ class TableFiles:
         return sum(_count_rows(fragment, self.file_format) for _, fragment in self._fragments(self.dataset()))
 
     def _fragments(self, dataset: pads.Dataset) -> list[tuple[Piece, pads.Fragment]]:
-        fragments = list(dataset.get_fragments())
-        pieces = [Piece(i) for i in range(len(fragments))] if self.pieces is None else self.pieces
+        fragments = dict(zip(dataset.files, dataset.get_fragments()))
+        pieces = self._whole_files(dataset) if self.pieces is None else self.pieces
         return [
             (piece, fragment if piece.row_groups is None else fragment.subset(row_group_ids=piece.row_groups))
             for piece in pieces
@@ -211,18 +232,24 @@ class TableFiles:
         for piece, fragment in self._fragments(dataset):
             if bad is not None:
                 yield from self._sound_batches(piece, fragment, dataset.schema, columns or dataset.schema.names, bad)
-                continue
-            row = piece.first_row
-            try:
-                _require_columns(fragment, columns or ())
-                for rows in fragment.to_batches(schema=dataset.schema, columns=columns, batch_size=BATCH_ROWS):
-                    yield SourceBatch(fragment.path, row, rows)
-                    row += rows.num_rows
-            except UNREADABLE as error:
-                raise DataError(
-                    f"{fragment.path}: expected {self.file_format} rows after row {row}, got: {error}; "
-                    "mend or remove the file"
-                ) from error
+            else:
+                yield from self._all_batches(piece, fragment, dataset.schema, columns)
+            _refuse_changed(piece, fragment.filesystem)
+
+    def _all_batches(
+        self, piece: Piece, fragment: pads.Fragment, schema: pa.Schema, columns: Sequence[str] | None
+    ) -> Iterator[SourceBatch]:
+        row = piece.first_row
+        try:
+            _require_columns(fragment, columns or ())
+            for rows in fragment.to_batches(schema=schema, columns=columns, batch_size=BATCH_ROWS):
+                yield SourceBatch(fragment.path, row, rows)
+                row += rows.num_rows
+        except UNREADABLE as error:
+            raise DataError(
+                f"{fragment.path}: expected {self.file_format} rows after row {row}, got: {error}; "
+                "mend or remove the file"
+            ) from error
 
     def _sound_batches(
         self, piece: Piece, fragment: pads.Fragment, schema: pa.Schema, columns: Sequence[str], bad: BadRecords
@@ -242,10 +269,29 @@ class TableFiles:
             yield from parquet_batches(fragment, piece.first_row, columns, bad)
 
 
+def _first_lines(arrow: pafs.FileSystem, file: str) -> bytes:
+    """Returns the lines at the start of a file, decompressed; of one that is cut off what comes before the cut."""
+    chunks: list[bytes] = []
+    with contextlib.suppress(*UNREADABLE), arrow.open_input_stream(file) as stream:
+        while sum(map(len, chunks)) < _FIRST_BYTES and (chunk := stream.read(_FIRST_BYTES // 16)):
+            chunks.append(chunk)
+    text = b"".join(chunks)
+    return text[: text.rfind(b"\n") + 1] or text
+
+
+def _refuse_changed(piece: Piece, arrow: pafs.FileSystem) -> None:
+    info = arrow.get_file_info(piece.file)
+    if (info.size, info.mtime_ns) != (piece.size, piece.mtime_ns):
+        raise DataError(
+            f"{piece.file}: expected the file that was found at the start, of {piece.size} bytes, found one of {info.size} or "
+            "of another time; read the log when nothing writes to it any more"
+        )
+
+
 def _units(piece: Piece, fragment: pads.Fragment) -> Iterator[tuple[Piece, float]]:
     """Yields the least stretches that can be read by themselves, and which share of a part each is."""
     if not isinstance(fragment, pads.ParquetFileFragment):
-        yield piece, fragment.filesystem.get_file_info(fragment.path).size / _PART_BYTES
+        yield piece, piece.size / _PART_BYTES
         return
     try:
         groups = fragment.row_groups
@@ -254,7 +300,8 @@ def _units(piece: Piece, fragment: pads.Fragment) -> Iterator[tuple[Piece, float
         return
     first_row = piece.first_row
     for group in groups:
-        yield Piece(piece.file, (group.id,), first_row), group.num_rows / PART_ROWS
+        group_rows = dataclasses.replace(piece, row_groups=(group.id,), first_row=first_row)
+        yield group_rows, group.num_rows / PART_ROWS
         first_row += group.num_rows
 
 

@@ -22,7 +22,6 @@ from hm3_tf.verbs.verb import Verb
 
 if TYPE_CHECKING:
     from data_pipeline.processes import Run
-    from data_pipeline.sources.base import Source
 
 
 def _define(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
@@ -72,7 +71,7 @@ def _run(values: flags.FlagValues) -> None:
         values.source, storage.absolute(values.input), schema, values.behaviors, values.groups, ignored
     )
     bad = BadRecords(values.max_bad_records) if values.on_error == "skip" else None
-    with _engine(values, source) as run:
+    with _engine(values) as run:
         splits = convert(
             source,
             storage.absolute(values.output_dir),
@@ -90,9 +89,9 @@ def _run(values: flags.FlagValues) -> None:
         print(f"  {role:<10} {', '.join(f'{column.name} ({column.dtype})' for column in columns)}")
 
 
-def _engine(values: flags.FlagValues, source: "Source") -> contextlib.AbstractContextManager["Run"]:
+def _engine(values: flags.FlagValues) -> contextlib.AbstractContextManager["Run"]:
     if values.engine == "local":
-        return processes(values, source)
+        return processes(values)
     from data_pipeline.ray_tasks import ray_tasks
 
     return ray_tasks(values.ray_address)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from hm3_tf.errors import Hm3Error, UsageError
 
 if TYPE_CHECKING:
     from data_pipeline.processes import Run
-    from data_pipeline.sources.base import Source
 
 
 def string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
@@ -43,13 +41,13 @@ def define_processes(values: flags.FlagValues) -> None:
 
 
 @contextlib.contextmanager
-def processes(values: flags.FlagValues, source: "Source") -> Iterator["Run"]:
-    """Yields what runs the parts of a log: this process where one is enough."""
-    from data_pipeline.processes import process_pool
+def processes(values: flags.FlagValues) -> Iterator["Run"]:
+    """Yields what runs the parts of a log."""
+    from data_pipeline.processes import cores, process_pool, run_here
 
-    count = min(values.processes or len(os.sched_getaffinity(0)), len(source.parts()))
-    if count <= 1:
-        yield map
+    count = values.processes or cores()
+    if count == 1:
+        yield run_here
         return
     with process_pool(count) as run:
         yield run

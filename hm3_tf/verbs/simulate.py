@@ -29,7 +29,7 @@ def _run(values: flags.FlagValues) -> None:
     log = SimulatedLog(world=values.world, profile=values.profile, rows=values.rows, seed=values.seed)
     days = DatedDays() if values.shard_by_day else None
     source = SimulatedSource(log)
-    with processes(values, source) as run:
+    with processes(values) as run:
         options = {"record_format": values.record_format, "days": days, "run": run}
         splits = convert(source, values.output_dir, day_split(), **options)
     print_splits(values.output_dir, splits)

@@ -14,6 +14,7 @@ from data_pipeline.index import find_corruption, load_index, scan
 from data_pipeline.records import RECORD_FORMATS
 from data_pipeline.schema import Column, Hashing
 from data_pipeline.write import SplitWriter
+from data_pipeline.write import write_index as write_split_index
 from hm3_tf.errors import DataError
 from tests.data_pipeline.conftest import example, flip_byte, make_rows, to_batch, write_index, write_records
 
@@ -29,7 +30,7 @@ def written(tmp_path_factory):
         folders[record_format] = tmp_path_factory.mktemp(record_format)
         writer = SplitWriter(str(folders[record_format]), ID, record_format, shard_rows=2_048)
         writer.write(to_batch({"id": list(range(ROWS))}, ID))
-        writer.close()
+        write_split_index(str(folders[record_format]), record_format, writer.finish())
     return folders
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,13 +138,24 @@ def test_a_simulated_log_is_written_in_parts_too(tmp_path, pool, monkeypatch):
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
-def test_what_is_wrong_in_a_file_is_said_as_by_one_process_and_nothing_is_left(log, run, tmp_path):
+@pytest.fixture(params=["pool", "ray"])
+def run_once(request):
+    """Runs parts elsewhere, and ends with an error."""
+    if request.param == "ray":
+        yield request.getfixturevalue("ray")
+    else:
+        with process_pool(2) as run:
+            yield run
+
+
+def test_what_is_wrong_in_a_file_is_said_as_by_one_process_and_nothing_is_left(log, run_once, tmp_path, capfd):
     with pytest.raises(DataError) as here:
         convert(log, str(tmp_path / "here"), FractionRule((1, 0, 0), 0), nesting="error")
     with pytest.raises(DataError) as there:
-        convert(log, str(tmp_path / "there"), FractionRule((1, 0, 0), 0), nesting="error", run=run)
+        convert(log, str(tmp_path / "there"), FractionRule((1, 0, 0), 0), nesting="error", run=run_once)
     assert str(there.value) == str(here.value)
     assert not os.listdir(tmp_path)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 # Killed
@@ -157,12 +169,12 @@ from hm3_tf import cli
 base.PART_ROWS = 500
 write = staging.Staging.write
 
-def write_and_die(self, part, result):
-    write(self, part, result)
+def die_or_write(self, part, result):
     if part == {part}:
         {then}
+    write(self, part, result)
 
-staging.Staging.write = write_and_die
+staging.Staging.write = die_or_write
 sys.argv[0] = "hm3"
 cli.main()
 """
@@ -184,9 +196,9 @@ def command(program, flags, output):
 
 @pytest.fixture
 def killed(flags, tmp_path):
-    """The folder of a conversion that ended by kill -9 after two of its four parts."""
+    """The folder of a conversion that ended by kill -9 after two of its four parts, before the record of the third."""
     output = tmp_path / "data"
-    program = PROGRAM.format(part=1, then="os.kill(os.getpid(), signal.SIGKILL)")
+    program = PROGRAM.format(part=2, then="os.kill(os.getpid(), signal.SIGKILL)")
     assert subprocess.run(command(program, flags, output), capture_output=True).returncode == -signal.SIGKILL
     assert not output.exists()
     return output
@@ -207,6 +219,31 @@ def test_another_conversion_does_not_take_the_parts_of_a_killed_one(log, killed,
     convert(log, str(killed), FractionRule((0.6, 0.2, 0.2), 4))
     convert(log, str(tmp_path / "whole"), FractionRule((0.6, 0.2, 0.2), 4))
     assert contents(killed) == contents(tmp_path / "whole")
+
+
+def test_a_part_whose_record_or_shard_is_not_whole_is_written_again(log, killed, tmp_path):
+    (staging,) = tmp_path.glob("data.tmp-*")
+    (record,) = staging.glob("_parts-*/00000.pickle")
+    record.write_bytes(b"")
+    shard = staging / "train" / "part-00001-00000.tfrecord"
+    os.truncate(shard, shard.stat().st_size - 1)
+    convert(log, str(killed), RULE)
+    convert(log, str(tmp_path / "whole"), RULE)
+    assert contents(killed) == contents(tmp_path / "whole")
+
+
+def test_a_file_that_comes_while_a_log_is_read_is_not_read_and_one_that_changes_is_an_error(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(base, "PART_ROWS", 500)
+    raw = shutil.copytree(folder, tmp_path / "raw")
+    files = TableFiles(str(raw), "parquet")
+    parts = files.parts()
+    shutil.copy(raw / "3.parquet", raw / "00.parquet")
+    assert sum(batch.rows.num_rows for part in parts for batch in part.batches()) == 2_500
+    os.utime(raw / "1.parquet", ns=(1, 1))
+    with pytest.raises(DataError, match="1.parquet: expected the file that was found at the start"):
+        list(parts[1].batches())
 
 
 def test_a_log_that_has_changed_is_another_one(log, folder):

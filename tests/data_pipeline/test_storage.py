@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import pytest
+import tensorflow as tf
 
 from data_pipeline import storage
 from hm3_tf.errors import DataError, Hm3Error
@@ -68,6 +69,12 @@ def test_staged_files_of_killed_processes_are_removed_and_nothing_else(tmp_path)
     storage.remove_staged_files(str(tmp_path), ".parquet")
     first, second, other, third = tree(tmp_path)
     assert (first, second, third) == ("a.parquet", "b.json", "b.parquet") and other.startswith("b.json.tmp-")
+
+
+def test_a_full_disk_is_said_in_a_line(tmp_path):
+    message = "no space left; check the path, its permissions and the free space"
+    with pytest.raises(Hm3Error, match=message), storage.explained(str(tmp_path)):
+        raise tf.errors.ResourceExhaustedError(None, None, "no space left")
 
 
 def test_a_path_means_the_same_in_every_directory(tmp_path, monkeypatch):

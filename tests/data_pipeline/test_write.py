@@ -10,7 +10,7 @@ import tensorflow as tf
 from data_pipeline.index import load_index
 from data_pipeline.records import BLOCK_ROWS, RECORD_FORMATS
 from data_pipeline.schema import Column, Hashing
-from data_pipeline.write import SplitWriter, check_record_format
+from data_pipeline.write import SplitWriter, check_record_format, write_index
 from hm3_tf.errors import ConfigError
 from tests.data_pipeline.conftest import COLUMNS, make_rows, read_stored, to_batch
 
@@ -24,7 +24,7 @@ def write(folder, sizes, record_format="packed", shard_rows=2 * BLOCK_ROWS):
     starts = np.cumsum([0, *sizes])
     for start, size in zip(starts, sizes):
         writer.write(to_batch({"id": list(range(start, start + size))}, ID))
-    writer.close()
+    write_index(str(folder), record_format, writer.finish())
 
 
 @pytest.mark.parametrize("record_format", RECORD_FORMATS)
@@ -76,7 +76,7 @@ def test_all_columns_of_a_log_are_stored(tmp_path):
     rows = make_rows(1_100)
     writer = SplitWriter(str(tmp_path), COLUMNS)
     writer.write(to_batch(rows))
-    writer.close()
+    write_index(str(tmp_path), "packed", writer.finish())
     stored = read_stored(tmp_path, COLUMNS)
     np.testing.assert_array_equal(stored["row_id"], rows["row_id"])
     np.testing.assert_array_equal(stored["vector"], rows["vector"])
@@ -97,7 +97,7 @@ def test_each_day_has_shards_of_its_own_in_the_order_of_the_days(tmp_path, recor
     for start in (0, 2_000, 4_000):
         rows = np.arange(start, start + 2_000)
         writer.write(to_batch({"id": rows.tolist()}, ID), days[rows % 3])
-    writer.close()
+    write_index(str(tmp_path), record_format, writer.finish())
     index = load_index(str(tmp_path))
     names = [file.rsplit("/", 1)[1] for file in index.files]
     assert names == [
