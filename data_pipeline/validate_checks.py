@@ -13,9 +13,9 @@ from data_pipeline.statistics import SplitStatistics
 from data_pipeline.validate_clock import DAY, day_name
 from data_pipeline.validate_findings import Finding
 from data_pipeline.validate_profile import Profile
-from data_pipeline.validate_sketches import CategoryCounts, OrderCounts
+from data_pipeline.validate_sketches import ALIKE, FEWEST, CategoryCounts, OrderCounts
 
-LEAK_AUC = 0.98
+LEAK_AUC, LEAK_ROWS = 0.98, FEWEST * ALIKE  # and rows with and without a label, below which it is not checked
 BROKEN_WARNING, BROKEN_ERROR = 0.05, 0.5  # of a level's labels without the gate before it
 MISSING_INFO = 0.5  # of the values of a column
 COLLISIONS_INFO, COLLISIONS_WARNING = 0.25, 0.5  # of the distinct values that share a bucket
@@ -25,7 +25,7 @@ DRIFT_BITS = 0.1
 UNSEEN, UNSEEN_VALUES = 0.9, 100  # of the values of a split, of so many
 REPEATED = SHARED = 0.01  # of the rows
 LATE_ERROR = 0.001  # of the times of a feature
-RATE_FACTOR, DEVIATIONS, ALIKE = 2, 5, 8  # of a rate; and rows that come together, as the eight of a page
+RATE_FACTOR, DEVIATIONS = 2, 5  # of a rate
 EXPECTED = 20  # positives by the rate of training, of which none came
 THIN_DAY = 0.1  # of the median day's rows
 
@@ -58,8 +58,19 @@ class Evidence:
 
     @functools.cached_property
     def aucs(self) -> dict[str, dict[str, float]]:
-        """{column: {label: AUC of the column alone}} on the training split; NaN for too few positives."""
-        return {name: dict(zip(self.train.labels, counts.aucs())) for name, counts in self.train.columns.items()}
+        """{column: {label: AUC of the column alone}} on the training split; NaN for labels of too few rows."""
+        return {
+            name: {
+                label: area if self.rarer(label) >= LEAK_ROWS else math.nan
+                for label, area in zip(self.train.labels, counts.aucs())
+            }
+            for name, counts in self.train.columns.items()
+        }
+
+    def rarer(self, label: str) -> int:
+        """Returns the rows of the training split with a label, or without it if they are fewer."""
+        happened = self.train.happened[label]
+        return min(happened, self.train.rows - happened)
 
     @functools.cached_property
     def drift(self) -> dict[str, dict[str, float]]:
@@ -113,7 +124,15 @@ def hierarchy(evidence: Evidence) -> Iterator[Finding]:
 
 
 def label_leak(evidence: Evidence) -> Iterator[Finding]:
-    """Features that tell a label by themselves."""
+    """Features that tell a label by themselves, and labels of too few rows to find that out."""
+    for label, happened in evidence.train.happened.items():
+        if 0 < evidence.rarer(label) < LEAK_ROWS:
+            yield Finding(
+                *("label_leak", "info", f"train, label {label!r}"),
+                f"not checked: it happened on {happened:,} of the {evidence.train.rows:,} rows read, and {LEAK_ROWS} with it "
+                "and without it are needed",
+                "look by hand at columns that may be written after it, or validate a log of more days",
+            )
     for column, areas in evidence.aucs.items():
         told = {label: area for label, area in areas.items() if area > LEAK_AUC}
         if told:

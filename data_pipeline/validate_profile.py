@@ -42,6 +42,7 @@ class Profile:
 
     Attributes:
       labels: Names of the labels: the levels, and the behaviors of levels that have several.
+      happened: Rows on which each label happened.
       columns: {input: its counts}.
       missing_labels: Missing values of each behavior column.
       late: Rows on which each column of times is later than the row.
@@ -72,6 +73,7 @@ class Profile:
             else CategoryCounts(told, before.get(column.name))
             for column in schema.inputs
         }
+        self.happened: Counter[str] = Counter()
         self.missing_labels: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
         self.stamped: Counter[str] = Counter()
@@ -95,6 +97,7 @@ class Profile:
         for level in self._several:
             labels |= label_rules.split(level, columns, nested[level.name])
         stacked = np.stack([labels[name] for name in self.labels])
+        self.happened.update(dict(zip(self.labels, stacked.sum(axis=1).tolist())))
         rows = Rows.of(stacked[:0] if self._train else stacked, self.rows)
         hashes = {column.name: fingerprints(columns[column.name]) for column in self._read}
         for name, counts in self.columns.items():

@@ -10,6 +10,7 @@ from data_pipeline.hashing import MISSING_INT64, MISSING_STRING
 from data_pipeline.statistics import mix
 
 FEWEST = 10  # rows of either class below which no AUC is told
+ALIKE = 8  # rows that come together, as the eight of a page: of so many one is counted
 LARGEST_EXACT = 2.0**24  # float32 does not tell integers above it from their neighbors
 _ORDER_BINS = 4096  # of a float32: its sign, its exponent and three bits of its mantissa
 _SEEN_BITS, _SLOT_BITS = 20, 13  # of a hash
@@ -33,8 +34,8 @@ def divergence(first: np.ndarray, second: np.ndarray) -> float:
     """Returns the Jensen-Shannon divergence of two histograms, in bits, less what chance accounts for.
 
     Two samples of n and m rows from one distribution over k cells are (k - 1) (1/n + 1/m) / (8 ln 2) apart on average (Lin,
-    1991, to second order). Eight times that is taken off: rows of a user or a page come together, so there are fewer of
-    them than it seems.
+    1991, to second order). `ALIKE` times that is taken off: rows of a user or a page come together, so there are fewer
+    of them than it seems.
 
     Args:
       first: Rows a cell, int [cells].
@@ -50,7 +51,7 @@ def divergence(first: np.ndarray, second: np.ndarray) -> float:
     mean = np.broadcast_to(shares.mean(axis=0), shares.shape)
     held = shares > 0
     bits = (shares[held] * np.log2(shares[held] / mean[held])).sum() / 2
-    by_chance = (np.count_nonzero(mean[0]) - 1) * (1 / rows).sum() / np.log(2)
+    by_chance = ALIKE * (np.count_nonzero(mean[0]) - 1) * (1 / rows).sum() / (8 * np.log(2))
     return float(np.clip(bits - by_chance, 0, 1))
 
 

@@ -345,6 +345,45 @@ def test_a_feature_that_tells_a_label_is_found_before_a_training_too_if_it_is_re
         validation.refuse_errors()
 
 
+def test_a_sample_has_enough_of_each_level_to_find_a_leak_or_says_that_it_has_not(tmp_path):
+    rows = 30_000
+    pay, refund = np.arange(rows) % 250 == 0, np.arange(rows) % 1_000 == 0  # 65 purchases in 16,384 rows
+    labels = {"click": np.arange(rows) % 2 == 0, "pay": pay, "refund": refund}
+    schema = Schema(
+        (Column("paid", "float"), *(Column(name, "int64", "behavior") for name in labels)),
+        (
+            Level("click", ("click",), gate=True),
+            Level("purchase", ("pay",)),
+            Level("d_ma", ("refund",)),
+        ),
+    )
+    columns = {name: label.astype(np.int64) for name, label in labels.items()}
+    data = log_of(tmp_path / "data", {"paid": pay.astype(np.float32), **columns}, schema, "fraction:1,0,0")
+    told = "alone it tells 'purchase' with an AUC of 1.0000: it is that label"
+    untold = "not checked: it happened on 30 of the 30,000 rows read, and 80 with it and without it are needed"
+    for findings in (validate_sample(data, data.split("train"), ["paid"]), validate(data).findings):
+        found = [f for f in findings if f.check == "label_leak"]
+        assert {(f.severity, f.where, f.what) for f in found} == {
+            ("error", "train, column 'paid'", told),
+            ("info", "train, label 'd_ma'", untold),
+        }
+
+
+def test_a_few_users_who_buy_several_times_are_no_leak(tmp_path):
+    user = np.arange(3_000) % 300
+    pay = ((user < 3) & (np.arange(3_000) < 1_500)).astype(np.int64)  # 15 purchases of three users
+    vectors = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    vectors[:3, 1] = 4  # as one of the elements of a longer vector does by chance
+    columns = (Column("vector", "float", shape=(4,)), *(Column(name, "int64", "behavior") for name in ("click", "pay")))
+    schema = Schema(columns, (Level("click", ("click",), gate=True), Level("purchase", ("pay",))))
+    rows = {"vector": vectors[user].tolist(), "click": np.maximum(pay, user % 3 == 0), "pay": pay}
+    validation = validate(log_of(tmp_path / "data", rows, schema, "fraction:1,0,0"))
+    assert [(f.severity, f.where) for f in validation.findings if f.check == "label_leak"] == [
+        ("info", "train, label 'purchase'")
+    ]
+    assert validation.columns["vector"]["auc"]["purchase"] is None
+
+
 @pytest.mark.parametrize("column", ["same_day_ts", "days_before_ts"])
 def test_features_stamped_before_the_impression_are_not_late(faulty, column):
     _, validation = faulty["columns"]
