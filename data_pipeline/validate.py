@@ -11,7 +11,7 @@ from data_pipeline.folder import DataFolder
 from data_pipeline.index import INDEX_FILE, SplitIndex, altered_shards
 from data_pipeline.statistics import SplitStatistics
 from data_pipeline.validate_checks import CHECKS, SAMPLE_CHECKS, Evidence, level_rates
-from data_pipeline.validate_clock import day_name, time_column
+from data_pipeline.validate_clock import day_name, named_clock
 from data_pipeline.validate_findings import Finding, Validation
 from data_pipeline.validate_profile import Profile, profile
 from data_pipeline.validate_sketches import CategoryCounts
@@ -27,8 +27,8 @@ def validate(data: DataFolder, time: str | None = None) -> Validation:
 
     Args:
       data: The log.
-      time: Column that says when each row was; default one of `validate_clock.TIME_COLUMNS`, or the days that the shards
-        are named by.
+      time: Column that says when each row was, of dates, times or numbers of days; default one of
+        `validate_clock.TIME_COLUMNS` that holds dates or times, or the days that the shards are named by.
 
     Returns:
       The findings and the figures they come from. A split that cannot be read is a finding too.
@@ -38,7 +38,7 @@ def validate(data: DataFolder, time: str | None = None) -> Validation:
       UsageError: It is not one of times.
       DataError: `statistics.json` is not one.
     """
-    clock = time_column(data.schema, time)
+    clock = named_clock(data.schema, time) if time else None
     stored = dict(data.stored_statistics() or {})
     findings: list[Finding] = []
     profiles: dict[str, Profile] = {}
@@ -87,7 +87,7 @@ def validate_sample(data: DataFolder, index: SplitIndex, inputs: Collection[str]
     columns = (column for column in data.schema.columns if not column.is_input or column.name in inputs)
     schema = dataclasses.replace(data.schema, columns=tuple(columns))
     try:
-        sample = profile(part, schema, time_column(schema))
+        sample = profile(part, schema)
     except DataError as error:
         return (_unreadable("train", error),)
     evidence = Evidence(schema, {"train": sample}, statistics)

@@ -24,7 +24,7 @@ FLOAT_IDS = 0.5  # of the numbers of a column
 DRIFT_BITS = 0.1
 UNSEEN, UNSEEN_VALUES = 0.9, 100  # of the values of a split, of so many
 REPEATED = SHARED = 0.01  # of the rows
-LATE_ERROR = 0.001  # of the times of a feature
+TIMES = 0.5  # of the values of a column that is named as one of times
 RATE_FACTOR, DEVIATIONS = 2, 5  # of a rate
 EXPECTED = 20  # positives by the rate of training, of which none came
 THIN_DAY = 0.1  # of the median day's rows
@@ -183,7 +183,7 @@ def time_leak(evidence: Evidence) -> Iterator[Finding]:
     if newest is None:
         yield Finding(
             *("time_leak", "info", "all splits", "no column and no shard says when rows were, so time was not checked"),
-            "name the column with --time_column, or convert with --shard_by_day",
+            "name the column, of times or of numbers of days, with --time_column, or convert with --shard_by_day",
         )
     for split, profile in evidence.others.items():
         if newest is not None and profile.older:
@@ -199,13 +199,12 @@ def late_features(evidence: Evidence) -> Iterator[Finding]:
     """Features that are stamped later than the impression."""
     for split, profile in evidence.profiles.items():
         for column, late in profile.late.items():
-            if late:
-                share = late / profile.stamped[column]
+            if late and profile.stamped[column] > TIMES * profile.filled[column]:
                 yield Finding(
-                    *("late_feature", "error" if share > LATE_ERROR else "warning", f"{split}, column {column!r}"),
-                    f"{late:,} of its times ({share:.2%}) are later than the impression",
-                    "it was not known when the model would have to predict: join it as of the impression, or give it the role "
-                    "'ignored'",
+                    *("late_feature", "warning", f"{split}, column {column!r}"),
+                    f"{late:,} of its times ({late / profile.stamped[column]:.2%}) are later than the impression",
+                    "unless it is a date that is known ahead (an expiry, a check-in), it was not known when the model would "
+                    "have to predict: join it as of the impression, or give it the role 'ignored'",
                 )
 
 

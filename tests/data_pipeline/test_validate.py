@@ -90,9 +90,10 @@ def test_a_clean_log_finds_nothing(tmp_path):
 
 
 def test_a_simulated_log_finds_nothing(data):
-    validation = validate(data)
+    validation = validate(data, "day")
     assert not severe(validation)
     assert list(validation.days["test"]) == ["day 6"]
+    assert not severe(validate(data))
 
 
 def test_validation_counts_what_the_conversion_counted(data):
@@ -187,9 +188,12 @@ def added(rows):
         Column("few_buckets", "int64", hashing=Hashing(101)): rows["item"],
         Column("fewer_buckets", "int64", hashing=Hashing(501)): rows["item"],
         Column("as_number", "float"): rows["item"].astype(np.float32),
-        Column("next_day_ts", "int64", hashing=IDS): hours + 86_400,
-        Column("seldom_ts", "int64", hashing=IDS): hours + 86_400 * (np.arange(ROWS) == 999),
+        Column("in_two_days_ts", "int64", hashing=IDS): hours + 2 * 86_400,
+        Column("seldom_ts", "int64", hashing=IDS): hours + 2 * 86_400 * (np.arange(ROWS) == 999),
         Column("same_day_ts", "int64", hashing=IDS): hours,
+        Column("other_zone_ts", "int64", hashing=IDS): hours + 86_400,
+        Column("video_time", "int64", hashing=IDS): 1_000 * (10 + np.arange(ROWS) % 300),
+        Column("never_date", "string", hashing=IDS): [b"9999-12-31"] * (ROWS - 1) + [b"2022-05-01"],
         Column("days_before_ts", "int64", hashing=IDS): hours - 3 * 86_400,
         Column("sparse", "string", hashing=IDS): [b"a" if i % 3 == 0 else None for i in range(ROWS)],
     }
@@ -277,8 +281,8 @@ FAULTS = (  # log, check, severity, where, what, remedy
     (
         "columns",
         "late_feature",
-        "error",
-        "train, column 'next_day_ts'",
+        "warning",
+        "train, column 'in_two_days_ts'",
         "2,000 of its times (100.00%)",
         "as of the impression",
     ),
@@ -311,7 +315,7 @@ FAULTS = (  # log, check, severity, where, what, remedy
     ("columns", "collisions", "info", "train, column 'fewer_buckets'", "200 values in 501 buckets 33%", "to 1,000"),
     ("columns", "float_ids", "warning", "train, column 'as_number'", "100% of its numbers", "int64 or string"),
     ("columns", "constant", "warning", "train, column 'as_number'", "the same value in every row", "role 'ignored'"),
-    ("columns", "drift", "warning", "test, column 'next_day_ts'", "bits beyond chance", "train on later days"),
+    ("columns", "drift", "warning", "test, column 'in_two_days_ts'", "bits beyond chance", "train on later days"),
 )
 
 
@@ -340,7 +344,7 @@ def test_a_feature_that_tells_a_label_is_found_before_a_training_too_if_it_is_re
     for inputs, told in ((["dwell"], ["train, column 'dwell'"]), (["price"], [])):
         assert [f.where for f in validate_sample(data, data.split("train"), inputs) if f.check == "label_leak"] == told
     with pytest.raises(
-        DataError, match="expected a log without errors, found 8; the first, label_leak of train, column"
+        DataError, match="expected a log without errors, found 5; the first, label_leak of train, column"
     ):
         validation.refuse_errors()
 
@@ -384,8 +388,8 @@ def test_a_few_users_who_buy_several_times_are_no_leak(tmp_path):
     assert validation.columns["vector"]["auc"]["purchase"] is None
 
 
-@pytest.mark.parametrize("column", ["same_day_ts", "days_before_ts"])
-def test_features_stamped_before_the_impression_are_not_late(faulty, column):
+@pytest.mark.parametrize("column", ["same_day_ts", "days_before_ts", "other_zone_ts", "video_time", "never_date"])
+def test_features_of_the_day_or_before_and_those_of_no_time_are_not_late(faulty, column):
     _, validation = faulty["columns"]
     assert not [f for f in validation.findings if f.check == "late_feature" and column in f.where]
 
@@ -395,6 +399,16 @@ def test_a_split_at_random_is_found_by_the_column_of_dates(tmp_path):
     assert severe(validate(data)) == {("time_leak", "warning", "validation"), ("time_leak", "warning", "test")}
     with pytest.raises(UsageError, match="--time_column: expected a column of one int64 or string a row, got 'price'"):
         validate(data, "price")
+
+
+def test_numbers_of_days_are_a_time_only_where_a_person_says_so(tmp_path):
+    rows = clean_rows()
+    rows["date"] = np.arange(ROWS) % 7  # the days of the week
+    data = log_of(tmp_path / "data", rows, split="fraction:0.6,0.2,0.2")
+    guessed, named = validate(data), validate(data, "date")
+    assert not severe(guessed) and not guessed.days["train"]
+    assert ("time_leak", "warning", "test") in severe(named)
+    assert list(named.days["train"]) == [f"day {day}" for day in range(7)]
 
 
 def test_rows_that_are_there_twice_are_found_in_a_split_and_in_two(tmp_path):
