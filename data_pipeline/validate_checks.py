@@ -292,7 +292,13 @@ def drift(evidence: Evidence) -> Iterator[Finding]:
                 )
     for split in evidence.others:
         for column, counts in evidence.counts(split, CategoryCounts):
-            if counts.present >= UNSEEN_VALUES and counts.unseen_share > UNSEEN:
+            if math.isnan(counts.unseen_share):
+                yield Finding(
+                    *("unseen", "info", f"{split}, column {column!r}"),
+                    f"not told: train has too many values to say how many of its {counts.present:,} are new",
+                    "nothing to mend; count them where the log was made if new values are in doubt",
+                )
+            elif counts.present >= UNSEEN_VALUES and counts.unseen_share > UNSEEN:
                 yield Finding(
                     *("unseen", "warning", f"{split}, column {column!r}"),
                     f"{counts.unseen_share:.1%} of its values are none of train's",

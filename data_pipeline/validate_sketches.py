@@ -14,6 +14,7 @@ ALIKE = 8  # rows that come together, as the eight of a page: of so many one is 
 LARGEST_EXACT = 2.0**24  # float32 does not tell integers above it from their neighbors
 _ORDER_BINS = 4096  # of a float32: its sign, its exponent and three bits of its mantissa
 _SEEN_BITS, _SLOT_BITS = 20, 13  # of a hash
+_UNTOLD = 0.1  # standard deviation of a share, above which it is not told
 _SLOTS = 2**_SLOT_BITS + 1  # of hashed values, the first of which is for missing ones
 _RUN = 64  # rows that are in the same half, so that neighbors that are alike do not tell each other's label
 _CELLS = 256  # into which hashed values are folded for drift
@@ -219,8 +220,18 @@ class CategoryCounts:
 
     @property
     def unseen_share(self) -> float:
-        """Share of the present values that the training split does not have."""
-        return self.unseen / max(self.present, 1)
+        """Share of the present values that the training split does not have; NaN where it has too many to tell.
+
+        A value that is new is found where its bit is free, so those found are divided by the share of the free bits. Their
+        number is binomial, and one of `ALIKE` values counts: 1 % free bits (4.8 million values of training) tell the share
+        from 80,000 values on.
+        """
+        if not self._train or not self.present:
+            return 0.0
+        free = 1 - float(self._train.seen.mean())
+        if ALIKE * (1 - free) > _UNTOLD**2 * free * self.present:
+            return float("nan")
+        return min(1.0, self.unseen / (free * self.present))
 
 
 def _auc_of_rates(rows: np.ndarray, happened: np.ndarray) -> float:

@@ -303,7 +303,7 @@ FAULTS = (  # log, check, severity, where, what, remedy
         "about 2,000 values in 2,000 rows",
         "a coarser value",
     ),
-    ("columns", "unseen", "warning", "test, column 'session'", "99.8% of its values", "no feature"),
+    ("columns", "unseen", "warning", "test, column 'session'", "100.0% of its values", "no feature"),
     (
         "columns",
         "collisions",

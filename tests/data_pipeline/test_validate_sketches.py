@@ -54,6 +54,24 @@ def test_lists_count_each_value_and_empty_ones_once():
     assert counts.present == 3
 
 
+@pytest.mark.parametrize("distinct", [100, 100_000, 5_000_000])
+def test_the_share_of_new_values_is_told_however_many_there_are(distinct):
+    train = CategoryCounts(0)
+    add(train, np.arange(distinct), np.zeros((0, distinct), bool))
+    for first, share in ((0, 0), (distinct - distinct // 4, 0.75), (distinct, 1)):
+        counts = CategoryCounts(0, train)
+        add(counts, np.arange(first, first + distinct), np.zeros((0, distinct), bool))
+        assert counts.unseen_share == pytest.approx(share, abs=0.02)
+
+
+def test_the_share_of_new_values_is_not_told_by_a_few_where_there_were_millions():
+    train = CategoryCounts(0)
+    add(train, np.arange(5_000_000), np.zeros((0, 5_000_000), bool))
+    counts = CategoryCounts(0, train)
+    add(counts, np.arange(5_000_000, 5_010_000), np.zeros((0, 10_000), bool))
+    assert np.isnan(counts.unseen_share)
+
+
 def test_divergence_is_that_of_jensen_and_shannon_less_chance():
     first, second = np.array([60_000, 30_000, 10_000, 0]), np.array([10_000, 20_000, 30_000, 40_000])
     by_chance = 3 * 2e-5 / np.log(2)
