@@ -184,6 +184,9 @@ def added(rows):
         Column("falls", "float"): np.where(rows["pay"], -1.0, rows["price"]),
         Column("wished", "string", hashing=IDS): [b"yes" if wish else b"no" for wish in rows["wish"]],
         Column("order", "int64", hashing=IDS): [i if pay else None for i, pay in enumerate(rows["pay"])],
+        Column("basket", "int64", shape=(None,), max_length=4, hashing=IDS): [
+            [i % 7, i % 11, *([99] * pay)] for i, pay in enumerate(rows["pay"])
+        ],
         Column("session", "int64", hashing=IDS): np.arange(ROWS),
         Column("few_buckets", "int64", hashing=Hashing(101)): rows["item"],
         Column("fewer_buckets", "int64", hashing=Hashing(501)): rows["item"],
@@ -276,6 +279,7 @@ FAULTS = (  # log, check, severity, where, what, remedy
             ("falls", "purchase"),
             ("wished", "d_ma.wish"),
             ("order", "purchase"),
+            ("basket", "purchase"),
         )
     ),
     (
@@ -344,7 +348,7 @@ def test_a_feature_that_tells_a_label_is_found_before_a_training_too_if_it_is_re
     for inputs, told in ((["dwell"], ["train, column 'dwell'"]), (["price"], [])):
         assert [f.where for f in validate_sample(data, data.split("train"), inputs) if f.check == "label_leak"] == told
     with pytest.raises(
-        DataError, match="expected a log without errors, found 5; the first, label_leak of train, column"
+        DataError, match="expected a log without errors, found 6; the first, label_leak of train, column"
     ):
         validation.refuse_errors()
 

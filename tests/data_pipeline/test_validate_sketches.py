@@ -45,6 +45,19 @@ def test_the_auc_of_values_is_one_where_they_tell_the_label_and_a_half_where_the
         assert low <= counts.aucs()[0] <= high
 
 
+def test_a_list_is_scored_by_the_value_that_tells_most():
+    rng = np.random.default_rng(0)
+    labels = rng.random(6_000) < 0.03
+    lists = rng.integers(0, 500, (6_000, 20))
+    lists[rng.random(lists.shape) < 0.3] = MISSING_INT64
+    marked = np.where(labels[:, np.newaxis] & (np.arange(20) == rng.integers(0, 20, (6_000, 1))), 999, lists)
+    for values, low, high in ((lists, 0.4, 0.6), (marked, 0.99, 1)):
+        counts = CategoryCounts(1)
+        for part in np.split(np.arange(6_000), 3):
+            add(counts, values[part], labels[np.newaxis, part], part[0])
+        assert low <= counts.aucs()[0] <= high
+
+
 def test_lists_count_each_value_and_empty_ones_once():
     values = np.array([[5, 6], [5, MISSING_INT64], [MISSING_INT64] * 2])
     counts = CategoryCounts(1)
