@@ -326,6 +326,19 @@ def duplicates(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
+def shared_groups(evidence: Evidence) -> Iterator[Finding]:
+    """Groups of other splits that are in training too."""
+    for split, profile in evidence.others.items():
+        for column, groups in profile.groups.items():
+            share = groups.share_in(evidence.train.groups[column])
+            if share:
+                yield Finding(
+                    *("shared_groups", "info", f"{split}, column {column!r}"),
+                    f"{share:.1%} of its rows are of groups that train has rows of too",
+                    "users come again; a session or search that is in both tells its own outcome: split by time",
+                )
+
+
 def rates(evidence: Evidence) -> Iterator[Finding]:
     """Rates that change between splits."""
     train = level_rates(evidence.statistics["train"])
@@ -406,4 +419,13 @@ SAMPLE_CHECKS: tuple[Check, ...] = (
 )
 """The checks that hold on a sample of the training split beside the statistics of all of it."""
 
-CHECKS: tuple[Check, ...] = (*SAMPLE_CHECKS, time_leak, drift, duplicates, rates, days, stored_statistics)
+CHECKS: tuple[Check, ...] = (
+    *SAMPLE_CHECKS,
+    time_leak,
+    drift,
+    duplicates,
+    shared_groups,
+    rates,
+    days,
+    stored_statistics,
+)

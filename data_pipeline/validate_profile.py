@@ -50,6 +50,7 @@ class Profile:
       late: Rows on which each column of times is later than the row.
       stamped, filled: Rows on which it has a time, and on which it has a value other than 0.
       sample: The rows by their fingerprints.
+      groups: {group column: the rows that have a value by its fingerprint}.
       days: Rows and labels a day.
       newest: Time of the latest row, ms since 1970, or None where no time is known.
       older: Rows older than the newest one of the training split.
@@ -82,6 +83,7 @@ class Profile:
         self.stamped: Counter[str] = Counter()
         self.filled: Counter[str] = Counter()
         self.sample, self.days = RowSample(), DayCounts()
+        self.groups = {column.name: RowSample() for column in schema.with_role("group")}
         self.newest: int | None = None
         self.older = self.rows = 0
 
@@ -108,6 +110,8 @@ class Profile:
             counts.update(columns[name], hashes[name], rows)
         self._count_missing_labels(columns)
         self.sample.update(row_fingerprints(hashes.values()))
+        for name, groups in self.groups.items():
+            groups.update(hashes[name][_present(columns[name])])
         if self.clock:
             self._count_times(self.clock.times(columns[self.clock.column.name]), columns, stacked[: len(levels)])
         elif day:
@@ -124,8 +128,7 @@ class Profile:
         for column in stamps(self._schema, self.clock):
             values = columns[column.name]
             stamp = Times.of(values)
-            absent = MISSING_INT64 if values.dtype == np.int64 else MISSING_STRING
-            self.filled[column.name] += int(np.count_nonzero((values != absent) & (values != 0)))
+            self.filled[column.name] += int(np.count_nonzero(_present(values) & (values != 0)))
             self.late[column.name] += int(np.count_nonzero(stamp.after(times)))
             self.stamped[column.name] += int(np.count_nonzero(stamp.known))
         known = times.ms[times.known]
@@ -140,6 +143,11 @@ class Profile:
     def statistics(self) -> SplitStatistics:
         """Returns the statistics of the rows."""
         return self._statistics.result()
+
+
+def _present(values: np.ndarray) -> np.ndarray:
+    """Returns where int64 or bytes are not missing: bool of the same shape."""
+    return values != (MISSING_INT64 if values.dtype == np.int64 else MISSING_STRING)
 
 
 def read_columns(index: SplitIndex, schema: Schema) -> tuple[Column, ...]:

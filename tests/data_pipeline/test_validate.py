@@ -423,6 +423,19 @@ def test_rows_that_are_there_twice_are_found_in_a_split_and_in_two(tmp_path):
     assert ("shared_rows", "warning", "test") in found
 
 
+def test_the_share_of_rows_whose_group_is_in_train_too_is_told(tmp_path):
+    rows = clean_rows()
+    columns = (*CLEAN.columns, Column("search", "string", "group"))
+    rows["search"] = [b"%d" % (i if i < 2_600 else i - 2_600) if i % 10 else None for i in range(ROWS)]
+    validation = validate(log_of(tmp_path / "data", rows, dataclasses.replace(CLEAN, columns=columns)))
+    found = {f.where: (f.severity, f.what) for f in validation.findings if f.check == "shared_groups"}
+    users = np.isin(rows["user"][2_000:2_500], rows["user"][:2_000]).mean()
+    what = "% of its rows are of groups that train has rows of too"
+    assert found["validation, column 'user'"] == ("info", f"{100 * users:.1f}{what}")
+    assert found["test, column 'search'"] == ("info", f"80.0{what}")
+    assert "validation, column 'search'" not in found
+
+
 def test_shards_and_statistics_that_are_not_as_they_were_written_are_found(tmp_path):
     data = log_of(tmp_path / "data", clean_rows())
     file = tmp_path / "data" / "statistics.json"
