@@ -9,15 +9,17 @@ import numpy as np
 from data_pipeline.convert import SPLITS
 from data_pipeline.folder import DataFolder
 from data_pipeline.index import INDEX_FILE, SplitIndex, altered_shards
-from data_pipeline.validate_checks import CHECKS, SAMPLE_CHECKS, Evidence
-from data_pipeline.validate_clock import day_name, time_column
+from data_pipeline.statistics import SplitStatistics
+from data_pipeline.validate_checks import CHECKS, SAMPLE_CHECKS, Evidence, level_rates
+from data_pipeline.validate_clock import day_name, named_clock
 from data_pipeline.validate_findings import Finding, Validation
 from data_pipeline.validate_profile import Profile, profile
 from data_pipeline.validate_sketches import CategoryCounts
 from hm3_tf.errors import DataError
 from hm3_tf.progress import Progress
 
-_SAMPLE_BLOCKS = 16
+_SAMPLE_BLOCKS, _SAMPLE_MOST_ROWS = 16, 2**18
+_SAMPLE_POSITIVES = 200  # of each level, or negatives
 
 
 def validate(data: DataFolder, time: str | None = None) -> Validation:
@@ -25,8 +27,8 @@ def validate(data: DataFolder, time: str | None = None) -> Validation:
 
     Args:
       data: The log.
-      time: Column that says when each row was; default one of `validate_clock.TIME_COLUMNS`, or the days that the shards
-        are named by.
+      time: Column that says when each row was, of dates, times or numbers of days; default one of
+        `validate_clock.TIME_COLUMNS` that holds dates or times, or the days that the shards are named by.
 
     Returns:
       The findings and the figures they come from. A split that cannot be read is a finding too.
@@ -36,7 +38,7 @@ def validate(data: DataFolder, time: str | None = None) -> Validation:
       UsageError: It is not one of times.
       DataError: `statistics.json` is not one.
     """
-    clock = time_column(data.schema, time)
+    clock = named_clock(data.schema, time) if time else None
     stored = dict(data.stored_statistics() or {})
     findings: list[Finding] = []
     profiles: dict[str, Profile] = {}
@@ -64,7 +66,10 @@ def validate(data: DataFolder, time: str | None = None) -> Validation:
 
 
 def validate_sample(data: DataFolder, index: SplitIndex, inputs: Collection[str]) -> tuple[Finding, ...]:
-    """Validates some 16,384 rows from all over the training split, and what `statistics.json` says of all splits.
+    """Validates rows from all over the training split, and what `statistics.json` says of all splits.
+
+    They are sixteen blocks (16,384 rows) or more, until some 200 rows with each level are expected among them, and without
+    it, but no more than 262,144.
 
     Args:
       data: The log.
@@ -77,16 +82,26 @@ def validate_sample(data: DataFolder, index: SplitIndex, inputs: Collection[str]
     Raises:
       DataError: `statistics.json` is not one.
     """
-    chosen = np.unique(np.linspace(0, len(index.blocks) - 1, _SAMPLE_BLOCKS).astype(np.int64))
-    part = dataclasses.replace(index, blocks=index.blocks[chosen])
+    statistics = data.stored_statistics() or {}
+    part = _sample(index, statistics.get("train"))
     columns = (column for column in data.schema.columns if not column.is_input or column.name in inputs)
     schema = dataclasses.replace(data.schema, columns=tuple(columns))
     try:
-        sample = profile(part, schema, time_column(schema))
+        sample = profile(part, schema)
     except DataError as error:
         return (_unreadable("train", error),)
-    evidence = Evidence(schema, {"train": sample}, data.stored_statistics() or {})
+    evidence = Evidence(schema, {"train": sample}, statistics)
     return tuple(finding for check in SAMPLE_CHECKS for finding in check(evidence))
+
+
+def _sample(index: SplitIndex, statistics: SplitStatistics | None) -> SplitIndex:
+    """Returns blocks evenly spread over a split, as many as its rates ask for; the most where they are not known."""
+    rates = level_rates(statistics).values() if statistics else ()
+    rarest = min((min(rate, 1 - rate) for rate in rates if 0 < rate < 1), default=1.0 if statistics else 0.0)
+    rows = min(_SAMPLE_POSITIVES / rarest, _SAMPLE_MOST_ROWS) if rarest else _SAMPLE_MOST_ROWS
+    most = max(_SAMPLE_BLOCKS, math.ceil(len(index.blocks) * rows / max(index.rows, 1)))
+    chosen = np.unique(np.linspace(0, len(index.blocks) - 1, most).astype(np.int64))
+    return dataclasses.replace(index, blocks=index.blocks[chosen])
 
 
 def _absent(split: str) -> Finding:

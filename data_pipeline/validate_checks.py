@@ -13,9 +13,9 @@ from data_pipeline.statistics import SplitStatistics
 from data_pipeline.validate_clock import DAY, day_name
 from data_pipeline.validate_findings import Finding
 from data_pipeline.validate_profile import Profile
-from data_pipeline.validate_sketches import CategoryCounts, OrderCounts
+from data_pipeline.validate_sketches import ALIKE, FEWEST, CategoryCounts, OrderCounts
 
-LEAK_AUC = 0.98
+LEAK_AUC, LEAK_ROWS = 0.98, FEWEST * ALIKE  # and rows with and without a label, below which it is not checked
 BROKEN_WARNING, BROKEN_ERROR = 0.05, 0.5  # of a level's labels without the gate before it
 MISSING_INFO = 0.5  # of the values of a column
 COLLISIONS_INFO, COLLISIONS_WARNING = 0.25, 0.5  # of the distinct values that share a bucket
@@ -24,8 +24,8 @@ FLOAT_IDS = 0.5  # of the numbers of a column
 DRIFT_BITS = 0.1
 UNSEEN, UNSEEN_VALUES = 0.9, 100  # of the values of a split, of so many
 REPEATED = SHARED = 0.01  # of the rows
-LATE_ERROR = 0.001  # of the times of a feature
-RATE_FACTOR, DEVIATIONS, ALIKE = 2, 5, 8  # of a rate; and rows that come together, as the eight of a page
+TIMES = 0.5  # of the values of a column that is named as one of times
+RATE_FACTOR, DEVIATIONS = 2, 5  # of a rate
 EXPECTED = 20  # positives by the rate of training, of which none came
 THIN_DAY = 0.1  # of the median day's rows
 
@@ -58,8 +58,19 @@ class Evidence:
 
     @functools.cached_property
     def aucs(self) -> dict[str, dict[str, float]]:
-        """{column: {label: AUC of the column alone}} on the training split; NaN for too few positives."""
-        return {name: dict(zip(self.train.labels, counts.aucs())) for name, counts in self.train.columns.items()}
+        """{column: {label: AUC of the column alone}} on the training split; NaN for labels of too few rows."""
+        return {
+            name: {
+                label: area if self.rarer(label) >= LEAK_ROWS else math.nan
+                for label, area in zip(self.train.labels, counts.aucs())
+            }
+            for name, counts in self.train.columns.items()
+        }
+
+    def rarer(self, label: str) -> int:
+        """Returns the rows of the training split with a label, or without it if they are fewer."""
+        happened = self.train.happened[label]
+        return min(happened, self.train.rows - happened)
 
     @functools.cached_property
     def drift(self) -> dict[str, dict[str, float]]:
@@ -113,7 +124,15 @@ def hierarchy(evidence: Evidence) -> Iterator[Finding]:
 
 
 def label_leak(evidence: Evidence) -> Iterator[Finding]:
-    """Features that tell a label by themselves."""
+    """Features that tell a label by themselves, and labels of too few rows to find that out."""
+    for label, happened in evidence.train.happened.items():
+        if 0 < evidence.rarer(label) < LEAK_ROWS:
+            yield Finding(
+                *("label_leak", "info", f"train, label {label!r}"),
+                f"not checked: it happened on {happened:,} of the {evidence.train.rows:,} rows read, and {LEAK_ROWS} with it "
+                "and without it are needed",
+                "look by hand at columns that may be written after it, or validate a log of more days",
+            )
     for column, areas in evidence.aucs.items():
         told = {label: area for label, area in areas.items() if area > LEAK_AUC}
         if told:
@@ -164,7 +183,7 @@ def time_leak(evidence: Evidence) -> Iterator[Finding]:
     if newest is None:
         yield Finding(
             *("time_leak", "info", "all splits", "no column and no shard says when rows were, so time was not checked"),
-            "name the column with --time_column, or convert with --shard_by_day",
+            "name the column, of times or of numbers of days, with --time_column, or convert with --shard_by_day",
         )
     for split, profile in evidence.others.items():
         if newest is not None and profile.older:
@@ -180,13 +199,12 @@ def late_features(evidence: Evidence) -> Iterator[Finding]:
     """Features that are stamped later than the impression."""
     for split, profile in evidence.profiles.items():
         for column, late in profile.late.items():
-            if late:
-                share = late / profile.stamped[column]
+            if late and profile.stamped[column] > TIMES * profile.filled[column]:
                 yield Finding(
-                    *("late_feature", "error" if share > LATE_ERROR else "warning", f"{split}, column {column!r}"),
-                    f"{late:,} of its times ({share:.2%}) are later than the impression",
-                    "it was not known when the model would have to predict: join it as of the impression, or give it the role "
-                    "'ignored'",
+                    *("late_feature", "warning", f"{split}, column {column!r}"),
+                    f"{late:,} of its times ({late / profile.stamped[column]:.2%}) are later than the impression",
+                    "unless it is a date that is known ahead (an expiry, a check-in), it was not known when the model would "
+                    "have to predict: join it as of the impression, or give it the role 'ignored'",
                 )
 
 
@@ -274,7 +292,13 @@ def drift(evidence: Evidence) -> Iterator[Finding]:
                 )
     for split in evidence.others:
         for column, counts in evidence.counts(split, CategoryCounts):
-            if counts.present >= UNSEEN_VALUES and counts.unseen_share > UNSEEN:
+            if math.isnan(counts.unseen_share):
+                yield Finding(
+                    *("unseen", "info", f"{split}, column {column!r}"),
+                    f"not told: train has too many values to say how many of its {counts.present:,} are new",
+                    "nothing to mend; count them where the log was made if new values are in doubt",
+                )
+            elif counts.present >= UNSEEN_VALUES and counts.unseen_share > UNSEEN:
                 yield Finding(
                     *("unseen", "warning", f"{split}, column {column!r}"),
                     f"{counts.unseen_share:.1%} of its values are none of train's",
@@ -300,6 +324,19 @@ def duplicates(evidence: Evidence) -> Iterator[Finding]:
                 *("shared_rows", "warning", split, f"{share:.2%} of its rows are in train too, equal in all columns"),
                 "split again without copies: the model is evaluated on what it learned by heart",
             )
+
+
+def shared_groups(evidence: Evidence) -> Iterator[Finding]:
+    """Groups of other splits that are in training too."""
+    for split, profile in evidence.others.items():
+        for column, groups in profile.groups.items():
+            share = groups.share_in(evidence.train.groups[column])
+            if share:
+                yield Finding(
+                    *("shared_groups", "info", f"{split}, column {column!r}"),
+                    f"{share:.1%} of its rows are of groups that train has rows of too",
+                    "users come again; a session or search that is in both tells its own outcome: split by time",
+                )
 
 
 def rates(evidence: Evidence) -> Iterator[Finding]:
@@ -382,4 +419,13 @@ SAMPLE_CHECKS: tuple[Check, ...] = (
 )
 """The checks that hold on a sample of the training split beside the statistics of all of it."""
 
-CHECKS: tuple[Check, ...] = (*SAMPLE_CHECKS, time_leak, drift, duplicates, rates, days, stored_statistics)
+CHECKS: tuple[Check, ...] = (
+    *SAMPLE_CHECKS,
+    time_leak,
+    drift,
+    duplicates,
+    shared_groups,
+    rates,
+    days,
+    stored_statistics,
+)

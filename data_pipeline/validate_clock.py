@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,36 +13,56 @@ from hm3_tf.errors import UsageError
 DAY = 86_400_000  # ms
 TIME_COLUMNS = ("date", "date_", "day", "dt", "timestamp", "event_time", "time", "ts", "ts_hour", "time_ms", "datetime")
 _STAMP = re.compile(r"(.*_)?(time|timestamp|ts|date|datetime)(_(s|ms|us|ns))?")
-_UNITS = ((10**9, 10**11, 1000, 1), (10**11, 10**14, 1, 1), (10**14, 10**17, 1, 10**3), (10**17, 2**62, 1, 10**6))
-_CALENDAR = 1_000 * DAY  # days before it are numbers of days: no log is from 1972
+_WRITTEN = re.compile(r"(\d{4}-\d\d-\d\d(?:[ T]\d\d(?::\d\d){0,2})?)(?:\.\d+)?\s*(?:Z|UTC|GMT|([+-])(\d\d):?(\d\d)?)?")
+_FIRST_YEAR, _END_YEAR = 1990, 2100  # numbers outside are durations, counts, "never"
+_FIRST, _END = 631_152_000_000, 4_102_444_800_000  # ms
+_UNITS = ((1000, 1), (1, 1), (1, 10**3), (1, 10**6))  # s, ms, us, ns: a factor and a divisor to ms
+_MOST_DAYS = 10**5
 
 
-def time_column(schema: Schema, name: str | None = None) -> Column | None:
-    """Returns the column that says when a row was.
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """What says when each row was.
 
-    Args:
-      schema: Schema of the log.
-      name: Its name; default the first of `TIME_COLUMNS` that the log has.
+    Attributes:
+      column: The column.
+      numbered: Whether its numbers below 100,000 are days; else they are no times.
+    """
+
+    column: Column
+    numbered: bool = False
+
+    def times(self, values: np.ndarray) -> "Times":
+        """Returns the times of rows by the column's values, see `Times.of`."""
+        return Times.of(values, self.numbered)
+
+
+def likely_clocks(columns: Iterable[Column]) -> list[Clock]:
+    """Returns the columns whose names are those of `TIME_COLUMNS`, in their order; their values tell whether they are times."""
+    found = {column.name: column for column in columns if _may_hold_times(column)}
+    return [Clock(found[known]) for known in TIME_COLUMNS if known in found]
+
+
+def named_clock(schema: Schema, name: str) -> Clock:
+    """Returns the column that a person named: it may number the days.
 
     Raises:
-      UsageError: The named column is not one of times.
+      UsageError: The column is not one of times.
       ConfigError: There is none of that name.
     """
-    if name is None:
-        found = {column.name: column for column in schema.columns if _may_hold_times(column)}
-        return next((found[known] for known in TIME_COLUMNS if known in found), None)
     column = schema.column(name, "--time_column")
     if not _may_hold_times(column):
         raise UsageError(
             f"--time_column: expected a column of one int64 or string a row, got {name!r} of dtype {column.dtype} and shape "
             f"{list(column.shape)}; name a column of dates or timestamps"
         )
-    return column
+    return Clock(column, numbered=True)
 
 
-def stamps(schema: Schema, clock: Column | None) -> tuple[Column, ...]:
+def stamps(schema: Schema, clock: Clock | None) -> tuple[Column, ...]:
     """Returns the inputs whose names say that they hold times, other than the column of the rows' own."""
-    return tuple(c for c in schema.inputs if c != clock and _may_hold_times(c) and _STAMP.fullmatch(c.name.lower()))
+    own = clock.column if clock else None
+    return tuple(c for c in schema.inputs if c != own and _may_hold_times(c) and _STAMP.fullmatch(c.name.lower()))
 
 
 def _may_hold_times(column: Column) -> bool:
@@ -59,16 +80,21 @@ class Times:
     ms: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Times":
+    def of(cls, values: np.ndarray, numbered: bool = False) -> "Times":
         """Returns the times of int64 or bytes [rows].
 
-        Numbers are read by their size: dates as 20220502, days, or seconds, milli-, micro- or nanoseconds since 1970. Text is
-        such a number, or a date or time as 2022-05-02 or 2022-05-02 10:30:00.
+        Numbers are read by their size: dates as 20220502, or seconds, milli-, micro- or nanoseconds since 1970; those outside
+        1990 to 2099 are no times. Text is such a number, or a date or time as 2022-05-02, 2022-05-02 10:30:00 or
+        2022-05-02T10:30:00+08:00; without an offset it is UTC.
+
+        Args:
+          values: The values.
+          numbered: Whether numbers below 100,000 are days.
         """
         if values.dtype == np.int64:
-            return cls(_from_numbers(values))
+            return cls(_from_numbers(values, numbered))
         texts = values.tolist()
-        known = {text: _from_text(text) for text in set(texts)}
+        known = {text: _from_text(text, numbered) for text in set(texts)}
         return cls(np.array([known[text] for text in texts], np.int64))
 
     @property
@@ -82,34 +108,48 @@ class Times:
         return self.ms // DAY
 
     def after(self, other: "Times") -> np.ndarray:
-        """Returns where a time is later than another, bool [rows]; the other is the end of its day where all are whole days."""
-        known = self.known & other.known & (np.minimum(self.ms, other.ms) >= _CALENDAR)
-        whole = bool(np.all(other.ms[known] % DAY == 0))
-        return known & (self.ms > np.where(known, other.ms, 0) + (DAY - 1 if whole else 0))
+        """Returns where a time is later than another, bool [rows].
+
+        Where all of the others are whole days, each is the end of its day. Where these or the times are, a day is let pass:
+        dates are of some time zone, which nobody told.
+        """
+        known = self.known & other.known & (other.ms >= _FIRST)
+        dates, other_dates = (bool(np.all(each.ms[known] % DAY == 0)) for each in (self, other))
+        slack = (DAY if dates or other_dates else 0) + (DAY - 1 if other_dates else 0)
+        return known & (self.ms > np.where(known, other.ms, 0) + slack)
 
 
 def day_name(day: int) -> str:
     """Returns a day as 2022-05-02, or as its number in a log that numbers its days."""
-    return str(np.datetime64(day, "D")) if day * DAY >= _CALENDAR else f"day {day}"
+    return str(np.datetime64(day, "D")) if day * DAY >= _FIRST else f"day {day}"
 
 
-def _from_numbers(values: np.ndarray) -> np.ndarray:
+def _from_numbers(values: np.ndarray, numbered: bool) -> np.ndarray:
     ms = np.full(values.shape, MISSING_INT64)
-    numbered = (values >= 0) & (values < 10**5)
-    ms[numbered] = values[numbered] * DAY
-    dated = (values >= 1970_01_01) & (values <= 9999_12_31)
-    months = ((values[dated] // 10_000 - 1970) * 12 + values[dated] // 100 % 100 - 1).astype("datetime64[M]")
-    ms[dated] = (months.astype("datetime64[D]").astype(np.int64) + values[dated] % 100 - 1) * DAY
-    for least, below, factor, divisor in _UNITS:
-        counted = (values >= least) & (values < below)
+    if numbered:
+        small = (values >= 0) & (values < _MOST_DAYS)
+        ms[small] = values[small] * DAY
+    years, months, days = values // 10_000, values // 100 % 100, values % 100
+    dated = (years >= _FIRST_YEAR) & (years < _END_YEAR) & (months >= 1) & (months <= 12) & (days >= 1) & (days <= 31)
+    first = ((years[dated] - 1970) * 12 + months[dated] - 1).astype("datetime64[M]").astype("datetime64[D]")
+    ms[dated] = (first.astype(np.int64) + days[dated] - 1) * DAY
+    for factor, divisor in _UNITS:
+        counted = (values >= _FIRST * divisor // factor) & (values < _END * divisor // factor)
         ms[counted] = values[counted] * factor // divisor
     return ms
 
 
-def _from_text(text: bytes) -> int:
+def _from_text(text: bytes, numbered: bool) -> int:
     if text.isdigit():
-        return int(_from_numbers(np.array([int(text)]))[0]) if len(text) < 19 else MISSING_INT64
-    try:
-        return int(np.datetime64(text.decode()[:19], "ms").astype(np.int64))
-    except (UnicodeDecodeError, ValueError):
+        return int(_from_numbers(np.array([min(int(text[:20]), 2**63 - 1)]), numbered)[0])
+    written = _WRITTEN.fullmatch(text.decode(errors="replace"))
+    if not written:
         return MISSING_INT64
+    time, sign, hours, minutes = written.groups()
+    try:
+        local = int(np.datetime64(time, "ms").astype(np.int64))
+    except ValueError:
+        return MISSING_INT64
+    offset = (60 * int(hours or 0) + int(minutes or 0)) * 60_000
+    ms = local + offset if sign == "-" else local - offset
+    return ms if _FIRST <= ms < _END else MISSING_INT64

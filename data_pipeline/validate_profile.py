@@ -1,5 +1,6 @@
 """All that validation counts of a split, in memory that does not grow with its rows."""
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from data_pipeline.read import Reader, read_records
 from data_pipeline.records import PARSERS
 from data_pipeline.schema import VARIABLE, Column, Schema
 from data_pipeline.statistics import SplitStatistics, StatisticsBuilder
-from data_pipeline.validate_clock import Times, stamps
+from data_pipeline.validate_clock import Clock, Times, likely_clocks, stamps
 from data_pipeline.validate_sketches import (
     CategoryCounts,
     DayCounts,
@@ -37,16 +38,19 @@ class Profile:
     Args:
       schema: Its columns and levels.
       read: The columns that are read, see `read_columns`.
-      clock: Column of the rows' times, or None.
+      clock: What says when each row was, or None.
       train: Profile of the training split, with which others are compared; None for its own.
 
     Attributes:
+      clock: As given.
       labels: Names of the labels: the levels, and the behaviors of levels that have several.
+      happened: Rows on which each label happened.
       columns: {input: its counts}.
       missing_labels: Missing values of each behavior column.
       late: Rows on which each column of times is later than the row.
-      stamped: Rows on which it has a time.
+      stamped, filled: Rows on which it has a time, and on which it has a value other than 0.
       sample: The rows by their fingerprints.
+      groups: {group column: the rows that have a value by its fingerprint}.
       days: Rows and labels a day.
       newest: Time of the latest row, ms since 1970, or None where no time is known.
       older: Rows older than the newest one of the training split.
@@ -54,9 +58,10 @@ class Profile:
     """
 
     def __init__(
-        self, schema: Schema, read: Sequence[Column], clock: Column | None = None, train: "Profile | None" = None
+        self, schema: Schema, read: Sequence[Column], clock: Clock | None = None, train: "Profile | None" = None
     ) -> None:
-        self._schema, self._read, self._clock, self._train = schema, read, clock, train
+        self.clock = clock
+        self._schema, self._read, self._train = schema, read, train
         several = [level for level in schema.levels if len(level.any_of) > 1]
         self.labels = (
             *(level.name for level in schema.levels),
@@ -72,10 +77,13 @@ class Profile:
             else CategoryCounts(told, before.get(column.name))
             for column in schema.inputs
         }
+        self.happened: Counter[str] = Counter()
         self.missing_labels: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
         self.stamped: Counter[str] = Counter()
+        self.filled: Counter[str] = Counter()
         self.sample, self.days = RowSample(), DayCounts()
+        self.groups = {column.name: RowSample() for column in schema.with_role("group")}
         self.newest: int | None = None
         self.older = self.rows = 0
 
@@ -95,14 +103,17 @@ class Profile:
         for level in self._several:
             labels |= label_rules.split(level, columns, nested[level.name])
         stacked = np.stack([labels[name] for name in self.labels])
+        self.happened.update(dict(zip(self.labels, stacked.sum(axis=1).tolist())))
         rows = Rows.of(stacked[:0] if self._train else stacked, self.rows)
         hashes = {column.name: fingerprints(columns[column.name]) for column in self._read}
         for name, counts in self.columns.items():
             counts.update(columns[name], hashes[name], rows)
         self._count_missing_labels(columns)
         self.sample.update(row_fingerprints(hashes.values()))
-        if self._clock:
-            self._count_times(Times.of(columns[self._clock.name]), columns, stacked[: len(levels)])
+        for name, groups in self.groups.items():
+            groups.update(hashes[name][_present(columns[name])])
+        if self.clock:
+            self._count_times(self.clock.times(columns[self.clock.column.name]), columns, stacked[: len(levels)])
         elif day:
             self._count_times(Times.of(np.full(stacked.shape[1], day.encode())), columns, stacked[: len(levels)])
         self.rows += stacked.shape[1]
@@ -114,8 +125,10 @@ class Profile:
             self.missing_labels[name] += int(np.count_nonzero(missing))
 
     def _count_times(self, times: Times, columns: Mapping[str, np.ndarray], levels: np.ndarray) -> None:
-        for column in stamps(self._schema, self._clock):
-            stamp = Times.of(columns[column.name])
+        for column in stamps(self._schema, self.clock):
+            values = columns[column.name]
+            stamp = Times.of(values)
+            self.filled[column.name] += int(np.count_nonzero(_present(values) & (values != 0)))
             self.late[column.name] += int(np.count_nonzero(stamp.after(times)))
             self.stamped[column.name] += int(np.count_nonzero(stamp.known))
         known = times.ms[times.known]
@@ -130,6 +143,11 @@ class Profile:
     def statistics(self) -> SplitStatistics:
         """Returns the statistics of the rows."""
         return self._statistics.result()
+
+
+def _present(values: np.ndarray) -> np.ndarray:
+    """Returns where int64 or bytes are not missing: bool of the same shape."""
+    return values != (MISSING_INT64 if values.dtype == np.int64 else MISSING_STRING)
 
 
 def read_columns(index: SplitIndex, schema: Schema) -> tuple[Column, ...]:
@@ -194,10 +212,19 @@ def _fingerprint(texts: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.equal(texts, MISSING_STRING), MISSING_INT64, hashes)
 
 
+def _guessed_clock(index: SplitIndex, read: Sequence[Column]) -> Clock | None:
+    """Returns the first of the likely clocks among the columns whose first values are times."""
+    likely = likely_clocks(read)
+    names = [clock.column.name for clock in likely]
+    first = dataclasses.replace(index, blocks=index.blocks[:1])
+    rows = next(read_rows(first, [clock.column for clock in likely], names), {}) if likely else {}
+    return next((clock for clock in likely if rows and clock.times(rows[clock.column.name]).known.mean() > 0.5), None)
+
+
 def profile(
     index: SplitIndex,
     schema: Schema,
-    clock: Column | None = None,
+    clock: Clock | None = None,
     train: Profile | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Profile:
@@ -206,7 +233,8 @@ def profile(
     Args:
       index: The split.
       schema: Its columns and levels.
-      clock: Column of the rows' times, or None.
+      clock: What says when each row was; default that of the training split, or for its own one of `TIME_COLUMNS` that holds
+        times.
       train: Profile of the training split, with which others are compared; None for its own.
       on_rows: Called with the number of rows that were read since.
 
@@ -214,9 +242,11 @@ def profile(
       DataError: A shard is corrupt, or its records do not hold what the schema says.
     """
     read = read_columns(index, schema)
-    if clock not in read:
+    if clock is None:
+        clock = train.clock if train else _guessed_clock(index, read)
+    if clock and clock.column not in read:
         clock = None
-    times = {column.name for column in (*stamps(schema, clock), clock) if column}
+    times = {column.name for column in stamps(schema, clock)} | ({clock.column.name} if clock else set())
     result = Profile(schema, read, clock, train)
     for day, part in ({"": index} if clock else _dated_parts(index)).items():
         for columns in read_rows(part, read, times):

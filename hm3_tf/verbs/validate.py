@@ -13,7 +13,9 @@ def _define(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
     string(values, "data_dir", None, "Data folder.")
     string(values, "output", None, "Report to write: its name ends in .html or .json.")
     string(
-        values, "time_column", None, "Column that says when each row was; default one named date, day, timestamp, ..."
+        *(values, "time_column", None),
+        "Column that says when each row was, of dates, times or numbers of days; default one named date, day, timestamp, ... "
+        "that holds dates or times.",
     )
     define_bad_records(values)
 

@@ -20,6 +20,7 @@ from data_pipeline.folder import DataFolder
 from data_pipeline.read import Reader
 from data_pipeline.sources import PUBLIC_LOGS, base, event_log, kuairand, open_source
 from data_pipeline.sources.public import SideTable, last_values, split_numbers, whole_numbers, windows
+from data_pipeline.validate import validate_sample
 from hm3_tf import build_model, train
 from hm3_tf.cli import _status
 from hm3_tf.config import Config, ModelConfig, TrainingConfig
@@ -348,10 +349,18 @@ def light_training(monkeypatch):
 
     monkeypatch.setattr(Reader, "_dataset", make_once)
     monkeypatch.setattr(train, "check_export", lambda run: None)
-    monkeypatch.setattr(train, "validate_sample", lambda *args: [])
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+FOUND = {  # checks that training on all inputs warns of: labels by chance, side tables of which some are not written
+    "aliexpress": {"constant"},
+    "tenrec": {"hierarchy", "missing"},
+    "trendyol": {"hierarchy"},
+    "wechat2021": {"hierarchy", "missing", "constant"},
+    "aliccp": {"hierarchy", "missing"},
+}
 
 
 def config_of(method, features=()):
@@ -360,17 +369,21 @@ def config_of(method, features=()):
 
 
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
-def test_every_method_whose_levels_a_log_has_trains_an_epoch_on_it(log, tmp_path, light_training):
-    *_, data, _ = log
+def test_every_method_whose_levels_a_log_has_trains_an_epoch_on_it(log, tmp_path, light_training, monkeypatch, caplog):
+    *_, data, log_name = log
     names = fitting_methods([level.name for level in data.schema.levels])
     some = tuple(column.name for column in data.schema.inputs[-4:])
     for name in names:  # the last one on all inputs: what they are is nothing to the method
         config = config_of(name, () if name == names[-1] else some)
+        monkeypatch.setattr(train, "validate_sample", validate_sample if name == names[-1] else lambda *args: ())
         train.train_and_evaluate(config, data.path, f"{tmp_path}/{name}")
         logged = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         (epoch,) = [line for line in map(json.loads, logged) if line.get("epoch_end")]
         assert epoch["step"] == 1 and 0 < epoch["loss"] < math.inf, name
         assert set(epoch["losses"]) >= set(METHODS[name].levels), name
+    warned = [entry.message for entry in caplog.records if entry.levelname == "WARNING"]
+    found = {message.split(": ")[2] for message in warned if message.startswith("the log: ")}
+    assert found == FOUND.get(log_name, set())
 
 
 def test_a_method_whose_levels_a_log_does_not_have_is_refused_with_those_that_fit(log):

@@ -45,6 +45,19 @@ def test_the_auc_of_values_is_one_where_they_tell_the_label_and_a_half_where_the
         assert low <= counts.aucs()[0] <= high
 
 
+def test_a_list_is_scored_by_the_value_that_tells_most():
+    rng = np.random.default_rng(0)
+    labels = rng.random(6_000) < 0.03
+    lists = rng.integers(0, 500, (6_000, 20))
+    lists[rng.random(lists.shape) < 0.3] = MISSING_INT64
+    marked = np.where(labels[:, np.newaxis] & (np.arange(20) == rng.integers(0, 20, (6_000, 1))), 999, lists)
+    for values, low, high in ((lists, 0.4, 0.6), (marked, 0.99, 1)):
+        counts = CategoryCounts(1)
+        for part in np.split(np.arange(6_000), 3):
+            add(counts, values[part], labels[np.newaxis, part], part[0])
+        assert low <= counts.aucs()[0] <= high
+
+
 def test_lists_count_each_value_and_empty_ones_once():
     values = np.array([[5, 6], [5, MISSING_INT64], [MISSING_INT64] * 2])
     counts = CategoryCounts(1)
@@ -52,6 +65,24 @@ def test_lists_count_each_value_and_empty_ones_once():
     assert counts.counts[0].sum() == 4 and counts.counts[1].sum() == 2
     assert counts.counts[0, :, 0].sum() == 1
     assert counts.present == 3
+
+
+@pytest.mark.parametrize("distinct", [100, 100_000, 5_000_000])
+def test_the_share_of_new_values_is_told_however_many_there_are(distinct):
+    train = CategoryCounts(0)
+    add(train, np.arange(distinct), np.zeros((0, distinct), bool))
+    for first, share in ((0, 0), (distinct - distinct // 4, 0.75), (distinct, 1)):
+        counts = CategoryCounts(0, train)
+        add(counts, np.arange(first, first + distinct), np.zeros((0, distinct), bool))
+        assert counts.unseen_share == pytest.approx(share, abs=0.02)
+
+
+def test_the_share_of_new_values_is_not_told_by_a_few_where_there_were_millions():
+    train = CategoryCounts(0)
+    add(train, np.arange(5_000_000), np.zeros((0, 5_000_000), bool))
+    counts = CategoryCounts(0, train)
+    add(counts, np.arange(5_000_000, 5_010_000), np.zeros((0, 10_000), bool))
+    assert np.isnan(counts.unseen_share)
 
 
 def test_divergence_is_that_of_jensen_and_shannon_less_chance():
@@ -91,20 +122,34 @@ def test_rows_have_one_fingerprint_only_where_all_their_columns_are_equal():
 def test_times_are_read_whatever_they_are_written_as():
     day = np.datetime64("2022-05-02").astype(np.int64)
     second = 86_400 * day + 37_800  # 10:30:00
-    numbers = np.array([20220502, day, second, second * 10**3, second * 10**6, second * 10**9, -1, MISSING_INT64])
-    assert Times.of(numbers).known.tolist() == [True] * 6 + [False] * 2
-    assert Times.of(numbers).days[:6].tolist() == [day] * 6
-    assert Times.of(numbers).ms[2:6].tolist() == [second * 1000] * 4
-    texts = np.array(
-        [b"2022-05-02", b"20220502", b"2022-05-02 10:30:00.123 UTC", b"2022-05-02T10:30", b"", b"soon"], object
+    numbers = np.array([20220502, second, second * 10**3, second * 10**6, second * 10**9])
+    for values in (numbers, np.array([str(number).encode() for number in numbers], object)):
+        assert Times.of(values).days.tolist() == [day] * 5
+        assert Times.of(values).ms[1:].tolist() == [second * 1000] * 4
+    texts = (
+        *("2022-05-02 10:30:00", "2022-05-02 10:30:00.123 UTC", "2022-05-02T10:30", "2022-05-02T10:30:00Z"),
+        *("2022-05-02 18:30:00+08:00", "2022-05-02T18:30:00.5 +0800", "2022-05-02T07:00-03:30", "2022-05-02 18:30+08"),
     )
-    assert Times.of(texts).known.tolist() == [True] * 4 + [False] * 2
-    assert Times.of(texts).ms[2:4].tolist() == [second * 1000] * 2
+    assert Times.of(np.array([text.encode() for text in texts], object)).ms.tolist() == [second * 1000] * 8
 
 
-def test_a_time_is_later_than_a_day_when_the_day_is_over():
-    times = Times.of(np.array([20220502, 20220503]))
-    stamps = Times.of(np.array([b"2022-05-02 23:59:59", b"2022-05-04 00:00:00"]))
-    assert stamps.after(times).tolist() == [False, True]
-    assert not Times.of(np.array([5, MISSING_INT64])).after(Times.of(np.array([4, 20220502]))).any()  # numbers of days
-    assert Times.of(np.array([10**9, 10**9 + 1])).after(Times.of(np.array([10**9, 10**9]))).tolist() == [False, True]
+def test_durations_counts_and_what_stands_for_never_are_no_times():
+    numbers = np.array([0, 6, 19_114, 86_400_000, 20221302, 20220532, 99991231, 2**62, -1, MISSING_INT64])
+    assert not Times.of(numbers).known.any()
+    texts = [b"", b"soon", b"7", b"9" * 5_000, b"9999-12-31", b"2022-02-30", b"2022-05-02 10:30 Moon"]
+    assert not Times.of(np.array(texts, object)).known.any()
+    assert Times.of(np.array([0, 6, 19_114, 86_400_000]), numbered=True).known.tolist() == [True] * 3 + [False]
+
+
+def test_a_time_is_later_than_a_day_when_it_is_over_in_every_time_zone():
+    days = Times.of(np.array([20220502, 20220503]))
+    seconds = Times.of(np.array([b"2022-05-02 23:00:00", b"2022-05-03 23:00:00"], object))
+    for late, times, expected in (
+        (np.array([b"2022-05-03 23:59:59", b"2022-05-05 00:00:01"], object), days, [False, True]),
+        (np.array([20220503, 20220505]), days, [False, True]),
+        (np.array([20220503, 20220505]), seconds, [False, True]),
+        (np.array([b"2022-05-02 23:00:00", b"2022-05-03 23:00:01"], object), seconds, [False, True]),
+    ):
+        assert Times.of(late).after(times).tolist() == expected
+    numbered = Times.of(np.array([4]), numbered=True)
+    assert not Times.of(np.array([20220502])).after(numbered).any()
