@@ -178,14 +178,12 @@ class TableFiles:
         """Returns each of the files by itself, in order."""
         return [dataclasses.replace(self, pieces=(Piece(i),)) for i in range(len(self.dataset().files))]
 
-    def count_rows(self, bad: BadRecords | None = None) -> int:
-        """Returns the number of rows, of those that can be read if `bad` takes the others.
+    def count_rows(self) -> int:
+        """Returns the number of rows.
 
         Raises:
           DataError: A file cannot be read.
         """
-        if bad is not None:
-            return sum(batch.rows.num_rows for batch in self.batches(bad=bad))
         return sum(_count_rows(fragment, self.file_format) for _, fragment in self._fragments(self.dataset()))
 
     def _fragments(self, dataset: pads.Dataset) -> list[tuple[Piece, pads.Fragment]]:
@@ -316,7 +314,9 @@ class TableSource:
         Raises:
           DataError: A file cannot be read.
         """
-        return self.files.count_rows(bad)
+        if bad is not None:
+            return sum(batch.rows.num_rows for batch in self.batches(bad))
+        return self.files.count_rows()
 
 
 def parse_behaviors(text: str) -> tuple[Level, ...]:

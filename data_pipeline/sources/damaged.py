@@ -62,7 +62,7 @@ def csv_batches(
     Args:
       fragment: The file.
       types: The columns and their types.
-      read_options: How the file is cut into rows.
+      read_options: How the file is cut into rows; it is set to one thread.
       parse_options: How these are cut into fields; it gets a handler of rows with another number of them.
       nulls: What stands for a missing value.
       bad: Takes what cannot be read.
@@ -75,6 +75,7 @@ def csv_batches(
         return "error" if len(other_rows) > bad.most else "skip"
 
     parse_options.invalid_row_handler = skip
+    read_options.use_threads = False  # with threads Arrow does not number the rows
     convert_options = pa.csv.ConvertOptions(
         include_columns=types.names,
         column_types={name: pa.binary() for name in types.names},
@@ -160,11 +161,19 @@ def _typed(batch: SourceBatch, types: pa.Schema, bad: BadRecords) -> SourceBatch
 
 
 def _parse(texts: pa.Array, target: pa.DataType) -> pa.Array:
-    """Returns texts in a type, as Arrow's reader of CSV files takes them; refuses bytes that are not UTF-8."""
+    """Returns texts in a type, as Arrow's reader of CSV files takes them; text that is not UTF-8 is refused, but as binary."""
+    if pa.types.is_binary(target):
+        return texts
+    if pa.types.is_null(target) and texts.null_count == len(texts):
+        return pa.nulls(len(texts))
     strings = pc.cast(texts, pa.string())
     if pa.types.is_string(target):
         return strings
-    return pc.cast(pc.utf8_trim_whitespace(strings), target)
+    strings = pc.utf8_trim_whitespace(strings)
+    if pa.types.is_time(target):  # which Arrow does not cast from text
+        strings = pc.binary_join_element_wise("1970-01-01", strings, " ")
+        return pc.cast(pc.cast(strings, pa.timestamp(target.unit)), target)
+    return pc.cast(strings, target)
 
 
 def _gzip_fault(fragment: pads.Fragment) -> str | None:
