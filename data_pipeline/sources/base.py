@@ -1,6 +1,5 @@
 """What a source of raw logs is: Arrow batches, the place of each for error messages, and a schema."""
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from data_pipeline import storage
 from data_pipeline.arrow_files import file_system
 from data_pipeline.bad_records import BadRecord, BadRecords
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
-from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch
+from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch, damage
 from data_pipeline.sources.damaged import csv_batches, json_batches, parquet_batches
 from hm3_tf.errors import DataError, UsageError, did_you_mean
 
@@ -124,10 +123,12 @@ class TableFiles:
     def _first_schema(self, files: Sequence[str], arrow: pafs.FileSystem) -> pa.Schema | None:
         """Returns the columns of the first file that can be read, None where none can; what is bad is told when it is read."""
         for file in files:
-            with contextlib.suppress(*UNREADABLE):
+            try:
                 schema = pads.dataset(file, format=self._format(lenient=True), filesystem=arrow).schema
                 types = dict(self.column_types)
                 return pa.schema([field.with_type(types.get(field.name, field.type)) for field in schema])
+            except UNREADABLE as error:
+                damage(file, error)  # raises where it is another fault
         return None
 
     def _format(self, lenient: bool = False) -> pads.FileFormat:
@@ -232,12 +233,16 @@ class TableFiles:
         if self.file_format == "json":
             yield from json_batches(fragment, schema, bad)
             return
+        path, first_row, rows = fragment.path, piece.first_row, None
         try:
+            rows = _count_groups(fragment)
             _require_columns(fragment, columns)
-        except (DataError, *UNREADABLE) as error:
-            bad.add(BadRecord(fragment.path, "row", 0, f"the whole file: {error}", None, None))
+        except DataError as error:
+            bad.add(BadRecord(path, "row", first_row, f"all rows: {error}", rows, rows))
+        except UNREADABLE as error:
+            bad.add(BadRecord(path, "row", first_row, f"the whole file: {damage(path, error)}", None, None))
         else:
-            yield from parquet_batches(fragment, piece.first_row, columns, bad)
+            yield from parquet_batches(fragment, first_row, columns, bad)
 
 
 def _units(piece: Piece, fragment: pads.Fragment) -> Iterator[tuple[Piece, float]]:
@@ -259,12 +264,16 @@ def _units(piece: Piece, fragment: pads.Fragment) -> Iterator[tuple[Piece, float
 def _count_rows(fragment: pads.Fragment, file_format: str) -> int:
     try:
         if isinstance(fragment, pads.ParquetFileFragment):
-            return sum(group.num_rows for group in fragment.row_groups)  # its own count is that of the whole file
+            return _count_groups(fragment)
         return fragment.count_rows()
     except UNREADABLE as error:
         raise DataError(
             f"{fragment.path}: expected {file_format} rows, got: {error}; mend or remove the file"
         ) from error
+
+
+def _count_groups(fragment: pads.ParquetFileFragment) -> int:
+    return sum(group.num_rows for group in fragment.row_groups)  # its own count is that of the whole file
 
 
 def _require_columns(fragment: pads.Fragment, columns: Sequence[str]) -> None:

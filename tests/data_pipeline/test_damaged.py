@@ -12,7 +12,7 @@ from data_pipeline.bad_records import BadRecords
 from data_pipeline.convert import convert
 from data_pipeline.schema import Column, Hashing, Level, Schema
 from data_pipeline.sources import open_source
-from data_pipeline.sources.base import TableSource
+from data_pipeline.sources.base import TableFiles, TableSource
 from data_pipeline.split_rules import parse_split
 from hm3_tf.errors import DataError
 from tests.data_pipeline.conftest import flip_byte, read_stored
@@ -68,6 +68,15 @@ def test_lines_of_json_that_are_none_are_named_and_the_others_are_read(tmp_path)
     assert places(bad) == [("log.jsonl", 7, 1), ("log.jsonl", 300, 1)]
     with pytest.raises(DataError, match="log.jsonl: expected at most 1 bad record"):
         convert(source, str(tmp_path / "other"), parse_split("fraction:1,0,0", "date", 0), bad=BadRecords(1))
+
+
+def test_blank_lines_of_json_are_no_rows(tmp_path):
+    lines = ['{"id": 0}', "{", "", "  ", "{", '{"id": 3}', "", '{"id": "x"}']
+    (tmp_path / "log.json").write_text("\n".join(["", *lines, ""]))
+    files, bad = TableFiles(str(tmp_path), "json", (("id", pa.int64()),)), BadRecords()
+    batches = list(files.batches(bad=bad))
+    assert [(batch.number(0), batch.rows.to_pylist()) for batch in batches] == [(0, [{"id": 0}]), (3, [{"id": 3}])]
+    assert places(bad) == [("log.json", row, 1) for row in (1, 2, 4)]
 
 
 def test_a_sound_log_is_converted_as_without_skipping(tmp_path):
@@ -219,8 +228,22 @@ def test_a_file_without_a_column_of_the_schema_is_skipped(tmp_path):
     pq.write_table(table([1, 2]).drop(["brand"]), tmp_path / "log" / "b.parquet")
     ids, bad = converted(tmp_path, "parquet", tmp_path / "log")
     assert ids == list(range(10))
-    assert places(bad) == [("b.parquet", 0, None)]
+    assert places(bad) == [("b.parquet", 0, 2)]
     assert "expected the column 'brand'" in bad.records[0].reason
+    with pytest.raises(DataError, match="expected at most 1 bad records in all, got 2"):
+        list(open_source("parquet", str(tmp_path / "log"), SCHEMA).batches(BadRecords(1)))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_whose_columns_have_names_that_are_no_text_is_skipped(tmp_path, kind):
+    (tmp_path / "log").mkdir()
+    write_parquet(tmp_path / "log" / "b.parquet", range(10))
+    (tmp_path / "log" / "b.csv").write_bytes(csv(LINES[:10]))
+    data = (tmp_path / "log" / f"b.{kind}").read_bytes()
+    (tmp_path / "log" / f"a.{kind}").write_bytes(data.replace(b"brand", b"br\xffnd"))
+    ids, bad = converted(tmp_path, kind, tmp_path / "log")
+    assert ids == list(range(10))
+    assert places(bad) == [(f"a.{kind}", 0, None)]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
