@@ -1,6 +1,8 @@
 """Files of TensorFlow's file systems as Arrow reads and writes them: raw logs and Parquet on `s3://` and other remote ones."""
 
-from collections.abc import Sequence
+import contextlib
+import errno
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import pyarrow as pa
@@ -11,14 +13,38 @@ from data_pipeline import storage
 
 
 class ArrowFile(tf.io.gfile.GFile):
-    """A file of any file system that Arrow can read and write."""
+    """A file of any file system that Arrow can read and write; it raises OSError where it cannot be read."""
 
     closed = False
+
+    def read(self, n: int = -1) -> bytes:
+        """Returns `n` bytes, or all that follow."""
+        with _os_error(self.name):
+            return super().read(n)
+
+    def seek(self, offset: int, whence: int = 0) -> None:
+        """Goes to a place from the start (`whence` 0), from here (1) or from the end (2)."""
+        with _os_error(self.name):
+            super().seek(offset, whence)
+
+    def tell(self) -> int:
+        """Returns the place."""
+        with _os_error(self.name):
+            return super().tell()
 
     def close(self) -> None:
         """Closes the file."""
         super().close()
         self.closed = True
+
+
+@contextlib.contextmanager
+def _os_error(path: str) -> Iterator[None]:
+    """Turns an error of TensorFlow's file systems within the block into the one that Python has for it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, error.message.partition("\n")[0], path) from error
 
 
 def file_system(path: str) -> pafs.FileSystem:
@@ -62,9 +88,10 @@ class _Handler(pafs.FileSystemHandler):
 
 
 def _info(path: str) -> pafs.FileInfo:
-    try:
-        found = tf.io.gfile.stat(path)
-    except tf.errors.NotFoundError:
-        return pafs.FileInfo(path, pafs.FileType.NotFound)
+    with _os_error(path):
+        try:
+            found = tf.io.gfile.stat(path)
+        except tf.errors.NotFoundError:
+            return pafs.FileInfo(path, pafs.FileType.NotFound)
     kind = pafs.FileType.Directory if found.is_directory else pafs.FileType.File
     return pafs.FileInfo(path, kind, size=found.length, mtime_ns=found.mtime_nsec)

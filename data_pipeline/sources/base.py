@@ -1,6 +1,5 @@
 """What a source of raw logs is: Arrow batches, the place of each for error messages, and a schema."""
 
-import contextlib
 import dataclasses
 import io
 import itertools
@@ -17,7 +16,7 @@ from data_pipeline import storage
 from data_pipeline.arrow_files import file_system
 from data_pipeline.bad_records import BadRecord, BadRecords
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
-from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch
+from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch, damage
 from data_pipeline.sources.damaged import csv_batches, json_batches, parquet_batches
 from hm3_tf.errors import DataError, UsageError, did_you_mean
 
@@ -136,10 +135,12 @@ class TableFiles:
         if self.file_format == "json":
             return pa.schema(self.column_types)
         for file in files:
-            with contextlib.suppress(*UNREADABLE):
+            try:
                 if self.file_format == "csv":
                     return self._csv_schema(_first_lines(arrow, file))
                 return pads.dataset(file, format=self._format(), filesystem=arrow).schema
+            except UNREADABLE as error:
+                damage(file, error)  # raises where it is another fault
         return None
 
     def _csv_schema(self, lines: bytes) -> pa.Schema:
@@ -199,14 +200,12 @@ class TableFiles:
         files = self._whole_files(dataset)
         return [dataclasses.replace(self, pieces=(file,), schema=dataset.schema) for file in files]
 
-    def count_rows(self, bad: BadRecords | None = None) -> int:
-        """Returns the number of rows, of those that can be read if `bad` takes the others.
+    def count_rows(self) -> int:
+        """Returns the number of rows.
 
         Raises:
           DataError: A file cannot be read.
         """
-        if bad is not None:
-            return sum(batch.rows.num_rows for batch in self.batches(bad=bad))
         return sum(_count_rows(fragment, self.file_format) for _, fragment in self._fragments(self.dataset()))
 
     def _fragments(self, dataset: pads.Dataset) -> list[tuple[Piece, pads.Fragment]]:
@@ -261,20 +260,27 @@ class TableFiles:
         if self.file_format == "json":
             yield from json_batches(fragment, schema, bad)
             return
+        path, first_row, rows = fragment.path, piece.first_row, None
         try:
+            rows = _count_groups(fragment)
             _require_columns(fragment, columns)
-        except (DataError, *UNREADABLE) as error:
-            bad.add(BadRecord(fragment.path, "row", 0, f"the whole file: {error}", None, None))
+        except DataError as error:
+            bad.add(BadRecord(path, "row", first_row, f"all rows: {error}", rows, rows))
+        except UNREADABLE as error:
+            bad.add(BadRecord(path, "row", first_row, f"the whole file: {damage(path, error)}", None, None))
         else:
-            yield from parquet_batches(fragment, piece.first_row, columns, bad)
+            yield from parquet_batches(fragment, first_row, columns, bad)
 
 
 def _first_lines(arrow: pafs.FileSystem, file: str) -> bytes:
     """Returns the lines at the start of a file, decompressed; of one that is cut off what comes before the cut."""
     chunks: list[bytes] = []
-    with contextlib.suppress(*UNREADABLE), arrow.open_input_stream(file) as stream:
-        while sum(map(len, chunks)) < _FIRST_BYTES and (chunk := stream.read(_FIRST_BYTES // 16)):
-            chunks.append(chunk)
+    try:
+        with arrow.open_input_stream(file) as stream:
+            while sum(map(len, chunks)) < _FIRST_BYTES and (chunk := stream.read(_FIRST_BYTES // 16)):
+                chunks.append(chunk)
+    except UNREADABLE as error:
+        damage(file, error)
     text = b"".join(chunks)
     return text[: text.rfind(b"\n") + 1] or text
 
@@ -308,12 +314,16 @@ def _units(piece: Piece, fragment: pads.Fragment) -> Iterator[tuple[Piece, float
 def _count_rows(fragment: pads.Fragment, file_format: str) -> int:
     try:
         if isinstance(fragment, pads.ParquetFileFragment):
-            return sum(group.num_rows for group in fragment.row_groups)  # its own count is that of the whole file
+            return _count_groups(fragment)
         return fragment.count_rows()
     except UNREADABLE as error:
         raise DataError(
             f"{fragment.path}: expected {file_format} rows, got: {error}; mend or remove the file"
         ) from error
+
+
+def _count_groups(fragment: pads.ParquetFileFragment) -> int:
+    return sum(group.num_rows for group in fragment.row_groups)  # its own count is that of the whole file
 
 
 def _require_columns(fragment: pads.Fragment, columns: Sequence[str]) -> None:
@@ -363,7 +373,9 @@ class TableSource:
         Raises:
           DataError: A file cannot be read.
         """
-        return self.files.count_rows(bad)
+        if bad is not None:
+            return sum(batch.rows.num_rows for batch in self.batches(bad))
+        return self.files.count_rows()
 
 
 def parse_behaviors(text: str) -> tuple[Level, ...]:

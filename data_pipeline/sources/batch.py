@@ -5,8 +5,25 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
+from hm3_tf.errors import DataError
+
 BATCH_ROWS = 65_536
-UNREADABLE = (pa.ArrowException, OSError)  # with which Arrow refuses a file, or values of it
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # with which Arrow refuses a file, or values of it
+
+
+def damage(file: str, error: Exception) -> str:
+    """Returns what is wrong with a file that was refused, in a line.
+
+    Raises:
+      DataError: Not the file is damaged, but the machine or the network failed: only of these an error has a number.
+    """
+    reason = str(error).partition("\n")[0]
+    if getattr(error, "errno", None) is not None:
+        raise DataError(
+            f"{file}: expected a file that can be read, got: {reason}; check its permissions and its disk or server, and "
+            "try again"
+        ) from error
+    return reason
 
 
 @dataclasses.dataclass(frozen=True)

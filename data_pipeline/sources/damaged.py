@@ -13,7 +13,7 @@ import pyarrow.dataset as pads
 import pyarrow.json
 
 from data_pipeline.bad_records import BadRecord, BadRecords, by_halves
-from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch
+from data_pipeline.sources.batch import BATCH_ROWS, UNREADABLE, SourceBatch, damage
 
 _CHUNK_BYTES = 2**20
 
@@ -43,7 +43,7 @@ def parquet_batches(
                 read += rows.num_rows
         except UNREADABLE as error:
             lost = count - read
-            bad.add(BadRecord(fragment.path, "row", first_row + read, _line(error), lost, lost))
+            bad.add(BadRecord(fragment.path, "row", first_row + read, damage(fragment.path, error), lost, lost))
         first_row += count
 
 
@@ -62,7 +62,7 @@ def csv_batches(
     Args:
       fragment: The file.
       types: The columns and their types.
-      read_options: How the file is cut into rows.
+      read_options: How the file is cut into rows; it is set to one thread.
       parse_options: How these are cut into fields; it gets a handler of rows with another number of them.
       nulls: What stands for a missing value.
       bad: Takes what cannot be read.
@@ -75,6 +75,7 @@ def csv_batches(
         return "error" if len(other_rows) > bad.most else "skip"
 
     parse_options.invalid_row_handler = skip
+    read_options.use_threads = False  # with threads Arrow does not number the rows
     convert_options = pa.csv.ConvertOptions(
         include_columns=types.names,
         column_types={name: pa.binary() for name in types.names},
@@ -111,23 +112,25 @@ def json_batches(fragment: pads.Fragment, types: pa.Schema, bad: BadRecords) -> 
       bad: Takes what cannot be read.
     """
     options = pyarrow.json.ParseOptions(explicit_schema=types, unexpected_field_behavior="ignore")
-    row, lines = 0, list[bytes]()
+    path, row, lines = fragment.path, 0, list[bytes]()
 
-    def parse(start: int, stop: int) -> pa.RecordBatch:
-        table = pyarrow.json.read_json(io.BytesIO(b"".join(lines[start:stop])), parse_options=options)
-        return table.combine_chunks().to_batches()[0]
+    def parse(start: int, stop: int) -> list[pa.RecordBatch]:
+        text = io.BytesIO(b"".join(lines[start:stop]))
+        return pyarrow.json.read_json(text, parse_options=options).combine_chunks().to_batches()
 
     try:
-        with io.BufferedReader(fragment.filesystem.open_input_file(fragment.path)) as file:
+        with io.BufferedReader(fragment.filesystem.open_input_file(path)) as file:
             while lines := file.readlines(_CHUNK_BYTES):
-                for start, _, part in by_halves(0, len(lines), parse, UNREADABLE):
+                for _, _, part in by_halves(0, len(lines), parse, UNREADABLE):
                     if isinstance(part, Exception):
-                        bad.add(BadRecord(fragment.path, "row", row + start, _line(part)))
-                    else:
-                        yield SourceBatch(fragment.path, row + start, part)
-                row += len(lines)
+                        bad.add(BadRecord(path, "row", row, damage(path, part)))
+                        row += 1
+                        continue
+                    for rows in part:  # one, or none of blank lines
+                        yield SourceBatch(path, row, rows)
+                        row += rows.num_rows
     except UNREADABLE as error:
-        bad.add(_rest(fragment.path, row, error))
+        bad.add(_rest(path, row, error))
 
 
 def _name(path: str, reasons: dict[int, str], named: int, bad: BadRecords) -> int:
@@ -160,11 +163,19 @@ def _typed(batch: SourceBatch, types: pa.Schema, bad: BadRecords) -> SourceBatch
 
 
 def _parse(texts: pa.Array, target: pa.DataType) -> pa.Array:
-    """Returns texts in a type, as Arrow's reader of CSV files takes them; refuses bytes that are not UTF-8."""
+    """Returns texts in a type, as Arrow's reader of CSV files takes them; text that is not UTF-8 is refused, but as binary."""
+    if pa.types.is_binary(target):
+        return texts
+    if pa.types.is_null(target) and texts.null_count == len(texts):
+        return pa.nulls(len(texts))
     strings = pc.cast(texts, pa.string())
     if pa.types.is_string(target):
         return strings
-    return pc.cast(pc.utf8_trim_whitespace(strings), target)
+    strings = pc.utf8_trim_whitespace(strings)
+    if pa.types.is_time(target):  # which Arrow does not cast from text
+        strings = pc.binary_join_element_wise("1970-01-01", strings, " ")
+        return pc.cast(pc.cast(strings, pa.timestamp(target.unit)), target)
+    return pc.cast(strings, target)
 
 
 def _gzip_fault(fragment: pads.Fragment) -> str | None:
@@ -179,13 +190,9 @@ def _gzip_fault(fragment: pads.Fragment) -> str | None:
     except EOFError:
         return None
     except (OSError, zlib.error) as error:
-        return _line(error)
+        return damage(fragment.path, error)
     return None
 
 
 def _rest(path: str, row: int, error: Exception) -> BadRecord:
-    return BadRecord(path, "row", row, f"the rest of the file: {_line(error)}", None, None)
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return BadRecord(path, "row", row, f"the rest of the file: {damage(path, error)}", None, None)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from data_pipeline import storage
 from data_pipeline.arrow_files import ArrowFile
+from data_pipeline.bad_records import BadRecords
 from data_pipeline.sources.base import TableFiles
 from hm3_tf.errors import DataError
 
@@ -58,3 +59,29 @@ def test_a_file_that_is_not_there_or_cut_off_is_named(folder):
         file.write(b"PAR1 and no end")
     with pytest.raises(DataError, match=f"{folder}: expected parquet files, got: .*cut.parquet"):
         TableFiles(folder, "parquet").dataset()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json"])
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_server_that_fails_ends_it_with_the_file_also_where_damage_is_skipped(
+    folder, monkeypatch, kind, skips, at_once
+):
+    for name in "ab":
+        if kind == "parquet":
+            write(f"{folder}/{name}.parquet", [1, 2])
+        else:
+            with tf.io.gfile.GFile(f"{folder}/{name}.{kind}", "w") as file:
+                file.write("id\n1\n2\n" if kind == "csv" else '{"id": 1}\n{"id": 2}\n')
+
+    def fail(*_):
+        raise tf.errors.UnavailableError(None, None, "connection reset")
+
+    files, bad = TableFiles(folder, kind, (("id", pa.int64()),)), BadRecords()
+    batches = files.batches(bad=bad if skips else None)
+    if not at_once:
+        assert next(batches).rows.num_rows == 2
+    monkeypatch.setattr(tf.io.gfile.GFile, "read", fail)
+    with pytest.raises(DataError, match=f"{folder}/[ab].{kind}: expected .*connection reset"):
+        next(batches)
+    assert not bad.records

@@ -12,6 +12,7 @@ from data_pipeline.bad_records import BadRecords
 from data_pipeline.convert import convert
 from data_pipeline.schema import Column, Hashing, Level, Schema
 from data_pipeline.sources import open_source
+from data_pipeline.sources.base import TableFiles, TableSource
 from data_pipeline.split_rules import parse_split
 from hm3_tf.errors import DataError
 from tests.data_pipeline.conftest import flip_byte, read_stored
@@ -69,6 +70,15 @@ def test_lines_of_json_that_are_none_are_named_and_the_others_are_read(tmp_path)
         convert(source, str(tmp_path / "other"), parse_split("fraction:1,0,0", "date", 0), bad=BadRecords(1))
 
 
+def test_blank_lines_of_json_are_no_rows(tmp_path):
+    lines = ['{"id": 0}', "{", "", "  ", "{", '{"id": 3}', "", '{"id": "x"}']
+    (tmp_path / "log.json").write_text("\n".join(["", *lines, ""]))
+    files, bad = TableFiles(str(tmp_path), "json", (("id", pa.int64()),)), BadRecords()
+    batches = list(files.batches(bad=bad))
+    assert [(batch.number(0), batch.rows.to_pylist()) for batch in batches] == [(0, [{"id": 0}]), (3, [{"id": 3}])]
+    assert places(bad) == [("log.json", row, 1) for row in (1, 2, 4)]
+
+
 def test_a_sound_log_is_converted_as_without_skipping(tmp_path):
     (tmp_path / "a.csv").write_bytes(csv(LINES))
     ids, bad = converted(tmp_path, "csv", tmp_path / "a.csv")
@@ -97,6 +107,44 @@ def test_rows_of_a_csv_file_that_are_no_rows_are_named_by_their_number(tmp_path)
     assert reasons[20_001] == "column 'id': expected int64, got b'many'"
     lines = [json.loads(line) for line in (tmp_path / "data" / "bad_records.jsonl").read_text().splitlines()]
     assert sorted(line["row"] for line in lines) == wrong
+
+
+@pytest.fixture
+def two_threads():
+    """Has Arrow use two threads, as on a machine of two cores."""
+    threads = pa.cpu_count()
+    pa.set_cpu_count(2)
+    yield
+    pa.set_cpu_count(threads)
+
+
+def test_rows_are_numbered_on_several_threads_too_without_blank_lines(two_threads, tmp_path):
+    lines = [*LINES]
+    lines[7] = "7,b7"
+    lines[20_000] = "\n20000,b,20000,0"
+    lines[3] = "\n" + lines[3]
+    (tmp_path / "a.csv").write_bytes(csv(lines))
+    ids, bad = converted(tmp_path, "csv", tmp_path / "a.csv")
+    assert ids == sorted(set(range(50_000)) - {7, 20_000})
+    assert places(bad) == [("a.csv", 7, 1), ("a.csv", 20_000, 1)]
+
+
+def test_columns_of_all_types_that_arrow_finds_in_csv_files_are_read_as_without_skipping(tmp_path):
+    """Of empty columns and of times of day Arrow casts no text; bytes that are not UTF-8 are read as such."""
+    day = b"2022-05-01"
+    names = b"none,time,date,when,zoned,bytes,flag,price,click\n"
+    row = b",12:%02d," + day + b"," + day + b" 01:02:03.5," + day + b" 01:02:03Z,\xff,true, 0.5 ,1\n"
+    (tmp_path / "a.csv").write_bytes(names + b"".join(row % i for i in range(60)))
+    source = open_source("csv", str(tmp_path / "a.csv"), behaviors="click")
+    rule, bad = parse_split("fraction:1,0,0", "date", 0), BadRecords()
+    convert(source, str(tmp_path / "plain"), rule)
+    convert(source, str(tmp_path / "data"), rule, bad=bad)
+    assert not bad.records
+    assert [batch.rows for batch in source.batches(bad)] == [batch.rows for batch in source.batches()]
+    columns = source.schema.columns
+    read, plain = (read_stored(tmp_path / name / "train", columns) for name in ("data", "plain"))
+    assert [values.tolist() for values in read.values()] == [values.tolist() for values in plain.values()]
+    assert read["time"][5] == b"12:05:00"
 
 
 def test_a_file_of_bad_rows_ends_at_the_bound(tmp_path):
@@ -180,8 +228,39 @@ def test_a_file_without_a_column_of_the_schema_is_skipped(tmp_path):
     pq.write_table(table([1, 2]).drop(["brand"]), tmp_path / "log" / "b.parquet")
     ids, bad = converted(tmp_path, "parquet", tmp_path / "log")
     assert ids == list(range(10))
-    assert places(bad) == [("b.parquet", 0, None)]
+    assert places(bad) == [("b.parquet", 0, 2)]
     assert "expected the column 'brand'" in bad.records[0].reason
+    with pytest.raises(DataError, match="expected at most 1 bad records in all, got 2"):
+        list(open_source("parquet", str(tmp_path / "log"), SCHEMA).batches(BadRecords(1)))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_whose_columns_have_names_that_are_no_text_is_skipped(tmp_path, kind):
+    (tmp_path / "log").mkdir()
+    write_parquet(tmp_path / "log" / "b.parquet", range(10))
+    (tmp_path / "log" / "b.csv").write_bytes(csv(LINES[:10]))
+    data = (tmp_path / "log" / f"b.{kind}").read_bytes()
+    (tmp_path / "log" / f"a.{kind}").write_bytes(data.replace(b"brand", b"br\xffnd"))
+    ids, bad = converted(tmp_path, kind, tmp_path / "log")
+    assert ids == list(range(10))
+    assert places(bad) == [(f"a.{kind}", 0, None)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_rows_are_counted_by_the_columns_of_the_schema_alone(tmp_path, kind):
+    """Columns beside them are numbers in one file and text in another, or not there."""
+    (tmp_path / "log").mkdir()
+    if kind == "csv":
+        (tmp_path / "log" / "a.csv").write_text("id,brand,click,beside\n0,b0,0,7\n1,b1,1\n")
+        (tmp_path / "log" / "b.csv").write_text("id,brand,click,beside\n2,b2,0,x\n3,b3,1,y\n")
+    else:
+        beside = table(range(100)).append_column("beside", pa.array(range(100)))
+        pq.write_table(beside, tmp_path / "log" / "a.parquet")
+        pq.write_table(table(range(7)), tmp_path / "log" / "b.parquet")
+    parts = [TableSource(files, SCHEMA) for files in open_source(kind, str(tmp_path / "log"), SCHEMA).files.each()]
+    counts = [part.count_rows(BadRecords()) for part in parts]
+    assert counts == [sum(batch.rows.num_rows for batch in part.batches(BadRecords())) for part in parts]
+    assert counts == ([1, 2] if kind == "csv" else [100, 7])
 
 
 def test_rows_without_a_date_are_skipped_where_dates_split(tmp_path):

@@ -1,5 +1,6 @@
 """Conversion by several processes, on Ray, or killed and gone on with: byte for byte the folder of one process."""
 
+import gzip
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from data_pipeline.bad_records import BadRecords
 from data_pipeline.convert import SPLITS, convert
 from data_pipeline.processes import process_pool
 from data_pipeline.ray_tasks import ray_tasks
@@ -65,6 +67,25 @@ def log(folder, monkeypatch):
     """The log, in parts of about 500 rows."""
     monkeypatch.setattr(base, "PART_ROWS", 500)
     return TableSource(TableFiles(str(folder), "parquet"), SCHEMA)
+
+
+@pytest.fixture
+def damaged(tmp_path, monkeypatch):
+    """A log of four CSV files, a part each, with 3 bad rows, none, 2, and cut off in its first block."""
+    monkeypatch.setattr(base, "_PART_BYTES", 100)
+    rows = [[f"{i},{i / 2},{i % 2}" for i in range(1_000 * part, 1_000 * part + 1_000)] for part in range(4)]
+    rows[0][7] = "7,1"
+    rows[0][500:502] = ["500,nan,0", "501,inf,1"]
+    rows[2][0] = "2000,0.5,yes"
+    rows[2][999] = "2999,0.5,1,1"
+    (tmp_path / "log").mkdir()
+    for part, lines in enumerate(rows):
+        data = "\n".join(["item,price,click", *lines, ""]).encode()
+        (tmp_path / "log" / f"{part}.csv").write_bytes(data)
+    data = gzip.compress((tmp_path / "log" / "3.csv").read_bytes())
+    (tmp_path / "log" / "3.csv").unlink()
+    (tmp_path / "log" / "3.csv.gz").write_bytes(data[: len(data) * 2 // 3])
+    return open_source("csv", str(tmp_path / "log"), behaviors="click")
 
 
 def contents(folder):
@@ -158,6 +179,37 @@ def test_what_is_wrong_in_a_file_is_said_as_by_one_process_and_nothing_is_left(l
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("where", ["pool", "ray"])
+def test_what_is_skipped_is_the_same_whatever_wrote_it(damaged, where, request, tmp_path):
+    run, bad, there = request.getfixturevalue(where), BadRecords(6), BadRecords(6)
+    counts = [part.count_rows(BadRecords(6)) for part in damaged.parts()]
+    assert counts == [999, 1_000, 998, 0]
+    convert(damaged, str(tmp_path / "here"), RULE, bad=bad)
+    convert(damaged, str(tmp_path / "there"), RULE, bad=there, run=run)
+    written = contents(tmp_path / "here")
+    assert contents(tmp_path / "there") == written
+    lines = [json.loads(line) for line in written["bad_records.jsonl"].splitlines()]
+    assert [(os.path.basename(line["file"]), line["row"]) for line in lines] == [
+        ("0.csv", 7),
+        ("0.csv", 500),
+        ("0.csv", 501),
+        ("2.csv", 999),
+        ("2.csv", 0),
+        ("3.csv.gz", 0),
+    ]
+    assert there.records == bad.records
+
+
+@pytest.mark.parametrize("where", ["here", "pool", "ray"])
+def test_bad_records_are_bounded_over_all_parts_together(damaged, where, request, tmp_path):
+    run = map if where == "here" else request.getfixturevalue(where)
+    with pytest.raises(
+        DataError, match=r"3.csv.gz: expected at most 5 bad records in all, got 6, the last one at row 0"
+    ):
+        convert(damaged, str(tmp_path / "data"), RULE, bad=BadRecords(5), run=run)
+    assert os.listdir(tmp_path) == ["log"]
+
+
 # Killed
 
 PROGRAM = """
@@ -166,7 +218,7 @@ from data_pipeline import convert, staging
 from data_pipeline.sources import base
 from hm3_tf import cli
 
-base.PART_ROWS = 500
+base.PART_ROWS, base._PART_BYTES = 500, 100
 write = staging.Staging.write
 
 def die_or_write(self, part, result):
@@ -213,6 +265,25 @@ def test_the_same_conversion_goes_on_from_the_parts_that_a_killed_one_wrote(log,
     assert os.listdir(tmp_path) == ["data"]
     convert(log, str(tmp_path / "whole"), RULE)
     assert contents(killed) == contents(tmp_path / "whole")
+
+
+def test_a_killed_conversion_that_skips_goes_on_with_the_bad_records_that_it_found(damaged, tmp_path, monkeypatch):
+    flags = [
+        "--source=csv",
+        f"--input={tmp_path / 'log'}",
+        "--behaviors=click",
+        "--split=fraction:.6,.2,.2",
+        "--seed=3",
+    ]
+    program = PROGRAM.format(part=2, then="os.kill(os.getpid(), signal.SIGKILL)")
+    dead = subprocess.run(command(program, [*flags, "--on_error=skip"], tmp_path / "data"), capture_output=True)
+    assert dead.returncode == -signal.SIGKILL
+    convert(damaged, str(tmp_path / "whole"), RULE, bad=BadRecords())
+    read, batches = [], TableSource.batches
+    monkeypatch.setattr(TableSource, "batches", lambda self, bad: read.append(self) or batches(self, bad))
+    convert(damaged, str(tmp_path / "data"), RULE, bad=BadRecords())
+    assert len(read) == len(damaged.parts()) + 1  # counted again, and the last written
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
 def test_another_conversion_does_not_take_the_parts_of_a_killed_one(log, killed, folder, tmp_path):
