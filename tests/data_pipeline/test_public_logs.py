@@ -287,6 +287,11 @@ def write_log(name, folder, **changes):
     return WRITERS[name]().write(folder, **changes)
 
 
+def open_rows(name, path, bad=None):
+    """Returns the rows of a log in a folder, each a dict."""
+    return [row for batch in open_source(name, str(path)).batches(bad) for row in batch.rows.to_pylist()]
+
+
 @pytest.fixture(scope="module", params=WRITERS)
 def log(request, tmp_path_factory):
     """(what was written, folder of the raw log, data folder that `hm3 convert` made of it, name of the log)."""
@@ -545,10 +550,6 @@ def test_a_session_keeps_its_number_when_a_line_before_it_is_skipped(tmp_path, n
     assert [row[column] for row in open_rows(name, tmp_path, bad)] == expected and len(bad) == 1
 
 
-def open_rows(name, path, bad=None):
-    return [row for batch in open_source(name, str(path)).batches(bad) for row in batch.rows.to_pylist()]
-
-
 def test_a_large_event_log_is_joined_in_parts_of_its_users(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "data_pipeline")
     path, found = write_log("taobao", tmp_path), []
@@ -559,6 +560,18 @@ def test_a_large_event_log_is_joined_in_parts_of_its_users(tmp_path, monkeypatch
     assert users != [row["user_id"] for row in found[0]]
     assert sorted(map(str, found[0])) == sorted(map(str, found[1]))
     assert caplog.messages[0] == caplog.messages[1]
+
+
+def test_a_property_that_no_item_has_is_missing(tmp_path):
+    changes = {f"item_properties_part{part}": (",available,", ",sold out,") for part in (1, 2)}
+    rows = open_rows("retailrocket", write_log("retailrocket", tmp_path, **changes))
+    assert {row["available"] for row in rows} == {None} < {row["category_id"] for row in rows}
+
+
+def test_an_event_log_in_which_nobody_bought_is_read(tmp_path):
+    (tmp_path / "UserBehavior.csv").write_text("1,2,3,pv,1511600000\n")
+    (row,) = open_rows("taobao", tmp_path)
+    assert (row["item_id"], row["click"], row["cart"], row["purchase"]) == (2, 1, 0, 0)
 
 
 @pytest.mark.parametrize("lines", [[], ["1,2,3,cart,1511600000"]])
