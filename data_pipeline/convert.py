@@ -1,5 +1,6 @@
 """Raw logs to a data folder: TFRecord shards a split, `schema.json` and `statistics.json`."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -22,7 +23,7 @@ from data_pipeline.processes import Run, run_here
 from data_pipeline.records import flat_values
 from data_pipeline.schema import Column, Schema
 from data_pipeline.sources.base import Source, SourceBatch
-from data_pipeline.split_rules import DayRule, SplitRule
+from data_pipeline.split_rules import LEFT_OUT, SPLITS, DayRule, SplitRule
 from data_pipeline.staging import Staging, staged_data_folder
 from data_pipeline.typed_rows import ruled_rows, typed_rows
 from data_pipeline.write import SplitWriter, check_record_format, write_index
@@ -31,8 +32,6 @@ from hm3_tf.errors import DataError
 from hm3_tf.progress import Progress
 
 _LOGGER = logging.getLogger(__name__)
-
-SPLITS = ("train", "validation", "test")
 
 _BUCKETS_A_VALUE = 5  # hash buckets for each distinct value: about a fifth of the values share theirs with another
 _LEAST_BUCKETS, _MOST_BUCKETS = 1_000, 2**22
@@ -83,10 +82,18 @@ class _Part:
 
 @dataclasses.dataclass(frozen=True)
 class _WrittenPart:
-    """What a part became: the number of rows that were read, what was written, by split, and what could not be read."""
+    """What a part became.
+
+    Attributes:
+      rows: The number of rows that were read.
+      splits: What was written, by split.
+      left_out: {why: rows that the source or the rule of the split leaves out}.
+      bad: What could not be read.
+    """
 
     rows: int
     splits: dict[str, _WrittenSplit]
+    left_out: collections.Counter[str]
     bad: BadRecords | None
 
 
@@ -164,7 +171,7 @@ def _write_parts(
         write: Callable[[_Part], None] = _write_part
         if run is run_here or len(missing) <= 1:
             run, write = run_here, functools.partial(_write_part, on_rows=progress.advance)
-        rows = 0
+        rows, left_out = 0, collections.Counter[str]()
         with contextlib.closing(run(write, list(missing.values()))) as written:
             for part in parts:
                 if part.number in missing:
@@ -174,8 +181,11 @@ def _write_parts(
                 progress.reach(rows)
                 for name, each in result.splits.items():
                     splits[name].merge(each)
+                left_out.update(result.left_out)
                 if bad is not None:
                     bad.merge(result.bad)
+    for reason, count in left_out.items():
+        _LOGGER.info("convert: %s rows left out: %s", f"{count:,}", reason)
     return splits
 
 
@@ -210,17 +220,20 @@ def _write_part(part: _Part, on_rows: Callable[[int], None] = lambda rows: None)
         for name in SPLITS
     }
     rows, bad = 0, None if part.most_bad is None else BadRecords(part.most_bad)
+    left_out = collections.Counter[str]()
     for batch in part.source.batches(bad):
         count = batch.rows.num_rows
+        left_out.update(batch.left_out)
         batch, ruled = ruled_rows(batch, _rules(part, part.first_row + rows), bad)
         rows += count
         on_rows(count)
         typed, kept = typed_rows(batch, schema, bad)
         if kept is not None:
             batch, ruled = batch.filter(kept), [rule[kept] for rule in ruled]
+        left_out["of the last date of --split or later"] += int(np.count_nonzero(ruled[0] == LEFT_OUT))
         _write_batch(batch, typed, schema, splits, ruled[0], part.nesting, ruled[1] if part.days else None)
     written = {name: _WrittenSplit(each.writer.finish(), each.statistics) for name, each in splits.items()}
-    part.staging.write(part.number, _WrittenPart(rows, written, bad))
+    part.staging.write(part.number, _WrittenPart(rows, written, +left_out, bad))
 
 
 def _rules(part: _Part, first_row: int) -> list[Callable[[pa.RecordBatch, int], np.ndarray]]:

@@ -103,7 +103,7 @@ class EventEngine:
         self._user, self._item = user, item
         self._windows, self._histories = windows, histories
         self.behaviors = joined_behaviors(windows, histories)
-        self._database = _connect(memory_limit, spill, threads)
+        self._database = connect(memory_limit, spill, threads)
         keys = f'"user" {_sql_type(user)}, item {_sql_type(item)}, time BIGINT'
         self._run(f"CREATE TABLE impressions (id BIGINT, {keys})")
         self._run(f"CREATE TABLE events ({keys}, behavior INTEGER)")
@@ -195,7 +195,7 @@ class EventEngine:
             self._add_histories(labels, histories)
         self._run(f"CREATE TABLE ordered AS SELECT id, {', '.join([*labels, *histories])} FROM found ORDER BY id")
         self._run("DROP TABLE found")
-        yield from _rows(self._database, "ordered")
+        yield from stored_rows(self._database, "ordered")
 
     def _add_histories(self, labels: Sequence[str], histories: Sequence[str]) -> None:
         """Adds histories to the table `found`.
@@ -218,7 +218,7 @@ class EventEngine:
         last_user = pa.array([None], self._user)
         # Read by a connection of its own, as rows are added meanwhile.
         with contextlib.closing(self._database.cursor()) as reader:
-            for rows in _rows(reader, "timeline"):
+            for rows in stored_rows(reader, "timeline"):
                 users = pa.concat_arrays([last_user, rows.column("user")])
                 last_user = users.slice(len(rows))
                 is_new_user = pc.fill_null(pc.not_equal(users[1:], users[:-1]), True).to_numpy(zero_copy_only=False)
@@ -244,24 +244,32 @@ def in_order(rows: pa.RecordBatchReader, memory_limit: str, spill: str) -> Itera
       UsageError: The memory limit is no size.
       Hm3Error: Memory or disk does not suffice.
     """
-    with contextlib.closing(_connect(memory_limit, spill, threads=1)) as database:
+    with contextlib.closing(connect(memory_limit, spill, threads=1)) as database:
         database.register("numbered", rows)
         with explained():
             database.execute("CREATE TABLE ordered AS FROM numbered ORDER BY id")
-        yield from _rows(database, "ordered")
+        yield from stored_rows(database, "ordered")
 
 
-def _rows(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
+def stored_rows(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
     """Yields the rows of a table in the order in which they came into it.
 
     Rows that are to be sorted are sorted into a table: sorted for a reader, they take more memory.
+
+    Raises:
+      Hm3Error: Memory or disk does not suffice.
     """
     with explained():
         database.execute("SET preserve_insertion_order = true")
         yield from database.execute(f"FROM {table}").to_arrow_reader(_BATCH_ROWS)
 
 
-def _connect(memory_limit: str, spill: str, threads: int | None) -> duckdb.DuckDBPyConnection:
+def connect(memory_limit: str, spill: str, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+    """Returns a database in memory that holds on disk what does not fit; the arguments are those of an `EventEngine`.
+
+    Raises:
+      UsageError: The memory limit is no size.
+    """
     config: dict[str, Any] = {
         "memory_limit": memory_limit,
         "temp_directory": spill,

@@ -16,7 +16,7 @@ from data_pipeline import storage
 from data_pipeline.event_engine import EventCounts, EventEngine, History, Window, joined_behaviors
 from data_pipeline.event_tables import EventTable, key_types
 from data_pipeline.joined_files import NewColumns, write_joined
-from hm3_tf.errors import DataError, UsageError
+from hm3_tf.errors import DataError, UsageError, did_you_mean
 from hm3_tf.progress import Progress
 
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -118,12 +118,14 @@ class EventJoin:
       events: User, item, time and behavior.
       windows: The labels, columns of int64 0 or 1 named as the behaviors.
       histories: Columns `<behavior>_history`: lists of items, the latest first; equal events are one.
+      of_part: Whether the events are those of a part of a log, in which a behavior may never occur.
     """
 
     impressions: EventTable
     events: EventTable
     windows: tuple[Window, ...]
     histories: tuple[History, ...]
+    of_part: bool = False
 
     def check(self, output: str) -> None:
         """Checks all that can be known before rows are read.
@@ -220,6 +222,24 @@ class EventJoin:
         if not impressions:
             raise DataError(f"{self.impressions.files.path}: expected impressions, got none; check --impressions")
 
+    def require_behaviors(self, seen: Mapping[str, int]) -> None:
+        """Checks that each behavior of a window or history occurs among the events of a whole log.
+
+        Args:
+          seen: {behavior: events}.
+
+        Raises:
+          DataError: One does not: it is misspelt, or its column would be empty.
+        """
+        wanted = [("--window", window.behavior) for window in self.windows]
+        wanted += [("--history", history.behavior) for history in self.histories]
+        for flag, behavior in () if self.of_part else wanted:
+            if behavior not in seen:
+                raise DataError(
+                    f"{self.events.files.path}: expected events of the behavior {behavior!r} of {flag}, found none; "
+                    f"{did_you_mean(behavior, seen)}"
+                )
+
     def without_window(self, seen: Mapping[str, int]) -> dict[str, int]:
         """Returns {behavior: events} of those that are no label."""
         labels = {window.behavior for window in self.windows}
@@ -242,7 +262,8 @@ def join_events(join: EventJoin, output: str, memory_limit: str) -> JoinReport:
       What was found.
 
     Raises:
-      DataError: See `EventJoin.check`; or a value is missing, a file cannot be read, or there are no impressions.
+      DataError: See `EventJoin.check`; or a value is missing, a file cannot be read, there are no impressions, or no events
+        of a behavior.
       Hm3Error: Memory or disk does not suffice, or the folder cannot be written.
       UsageError: See `EventJoin.check`; or the memory limit is no size.
     """
@@ -263,6 +284,7 @@ def join_events(join: EventJoin, output: str, memory_limit: str) -> JoinReport:
                 for keys in join.event_keys(seen):
                     engine.add_events(keys)
                     progress.advance(keys.num_rows)
+            join.require_behaviors(seen)
             same_impressions, counts = engine.count_same_impressions(), engine.join()
             labelled = _write(join, folder, engine.columns(), rows)
         report = JoinReport(rows, same_impressions, labelled, counts, join.without_window(seen))

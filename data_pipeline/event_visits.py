@@ -1,12 +1,10 @@
 """Visits of users to items, found in events by DuckDB, which holds on disk what does not fit into its memory limit."""
 
-from typing import Any
+import contextlib
 
-import duckdb
 import pyarrow.parquet as pq
 
-from data_pipeline.event_engine import explained
-from data_pipeline.sources.base import BATCH_ROWS
+from data_pipeline.event_engine import connect, explained, stored_rows
 
 VIEW, VISIT = "view", "click"
 """Behavior of the events that make visits, and the one that visits have as events of their own."""
@@ -29,10 +27,11 @@ def write_visits(events: str, visits: str, memory_limit: str, spill: str) -> int
       The number of visits.
 
     Raises:
+      UsageError: The memory limit is no size.
       Hm3Error: Memory or disk does not suffice.
     """
     query = f"""
-        SELECT * EXCLUDE (number, before) REPLACE ('{VISIT}' AS behavior)
+        CREATE TABLE visits AS SELECT * EXCLUDE (number, before) REPLACE ('{VISIT}' AS behavior)
         FROM (
             SELECT *, lag(time) OVER (PARTITION BY user_id, item_id ORDER BY time, number) AS before
             FROM (
@@ -41,12 +40,12 @@ def write_visits(events: str, visits: str, memory_limit: str, spill: str) -> int
             )
         )
         WHERE before IS NULL OR time - before > {_GAP} ORDER BY number"""
-    config: dict[str, Any] = {"memory_limit": memory_limit, "temp_directory": spill, "preserve_insertion_order": False}
-    rows = 0
-    with explained(), duckdb.connect(":memory:", config=config) as database:
-        found = database.execute(query, [events]).to_arrow_reader(BATCH_ROWS)
-        with pq.ParquetWriter(visits, found.schema, compression="zstd") as file:
-            for batch in found:
+    rows, schema = 0, pq.read_schema(events)
+    with contextlib.closing(connect(memory_limit, spill)) as database:
+        with explained():
+            database.execute(query, [events])
+        with pq.ParquetWriter(visits, schema, compression="zstd") as file:
+            for batch in stored_rows(database, "visits"):
                 file.write_batch(batch)
                 rows += batch.num_rows
     return rows

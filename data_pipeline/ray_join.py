@@ -23,6 +23,7 @@ from hm3_tf.progress import Progress
 from hm3_tf.ray_session import connected
 
 _GROUP_ROWS = 65_536
+_MOST_SHARES = 512  # a task has a file of each open: Arrow takes 1,024, and many a machine no more files
 
 
 def join_on_ray(join: EventJoin, output: str, memory_limit: str, address: str | None = None) -> JoinReport:
@@ -48,7 +49,8 @@ def join_on_ray(join: EventJoin, output: str, memory_limit: str, address: str | 
     join.check(output)
     with storage.staged_folder(output) as folder, connected(address, os.cpu_count() or 1) as ray:
         with tempfile.TemporaryDirectory(prefix="shares-", dir=folder) as work:
-            report = _run(_Shares(join, work, int(ray.cluster_resources()["CPU"]), memory_limit), folder)
+            count = min(int(ray.cluster_resources()["CPU"]), _MOST_SHARES)
+            report = _run(_Shares(join, work, count, memory_limit), folder)
         write_report(folder, report)
     return report
 
@@ -69,6 +71,7 @@ def _run(shares: "_Shares", folder: str) -> JoinReport:
         for events in run_tasks(split, range(shown + happened)):
             seen.update(events)
             progress.advance(1)
+    join.require_behaviors(seen)
     same_impressions, counts = 0, {window.behavior: EventCounts(0, 0, 0, 0) for window in join.windows}
     with Progress("join shares of the users", shares.count, "shares") as progress:
         for same, found in run_tasks(shares.join_share, range(shares.count)):

@@ -6,12 +6,13 @@ from collections.abc import Collection
 
 import numpy as np
 
-from data_pipeline.convert import SPLITS
 from data_pipeline.folder import DataFolder
 from data_pipeline.index import INDEX_FILE, SplitIndex, altered_shards
+from data_pipeline.split_rules import SPLITS
 from data_pipeline.statistics import SplitStatistics
+from data_pipeline.times import day_name
 from data_pipeline.validate_checks import CHECKS, SAMPLE_CHECKS, Evidence, level_rates
-from data_pipeline.validate_clock import day_name, named_clock
+from data_pipeline.validate_clock import named_clock
 from data_pipeline.validate_findings import Finding, Validation
 from data_pipeline.validate_profile import Profile, profile
 from data_pipeline.validate_sketches import CategoryCounts

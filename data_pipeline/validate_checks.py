@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipeline.schema import SCALAR, VARIABLE, Column, Schema
 from data_pipeline.statistics import SplitStatistics
-from data_pipeline.validate_clock import DAY, day_name
+from data_pipeline.times import DAY, day_name
 from data_pipeline.validate_findings import Finding
 from data_pipeline.validate_profile import Profile
 from data_pipeline.validate_sketches import ALIKE, FEWEST, CategoryCounts, OrderCounts

@@ -17,7 +17,8 @@ from data_pipeline.read import Reader, read_records
 from data_pipeline.records import PARSERS
 from data_pipeline.schema import VARIABLE, Column, Schema
 from data_pipeline.statistics import SplitStatistics, StatisticsBuilder
-from data_pipeline.validate_clock import Clock, Times, likely_clocks, stamps
+from data_pipeline.times import Times
+from data_pipeline.validate_clock import Clock, likely_clocks, stamps
 from data_pipeline.validate_sketches import (
     CategoryCounts,
     DayCounts,

@@ -2,8 +2,8 @@ r"""Ali-CCP (Ma et al., SIGIR 2018; terms of Tianchi data set 408): impressions,
 
 `sample_skeleton_train.csv` and `_test.csv`, each joined with its `common_features_*.csv`, all without a header. Features
 are one text, `field\x02id\x03value` between \x01: ids are kept, values are not. Of a field with one value the first is
-kept, of a history the first 50. There are no micro or macro behaviors and no dates. The log has purchases without a
-click, which are usually left out: `--nesting=drop` does.
+kept, of a history the first 50. There are no micro or macro behaviors and no dates, but a train and a test part.
+Purchases without a click are left out, as in the literature.
 """
 
 import functools
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.schema import VARIABLE, Column, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
-from data_pipeline.sources.public import Maker, PublicLog, SideTable, from_data, windows
+from data_pipeline.sources.public import KEPT, Maker, PublicLog, SideTable, from_data, windows
 
 _USER_ID = "101"
 _USER = (_USER_ID, "121", "122", "124", "125", "126", "127", "128", "129")
@@ -45,6 +45,7 @@ def _schema() -> Schema:
         columns.append(Column(_name(field), "int64", role, hashing=from_data(), entity=entity))
     for field in _HISTORIES:
         columns.append(Column(_name(field), "int64", "feature", VARIABLE, _MOST_HISTORY, from_data(), entity="user"))
+    columns.append(Column("part", "string", "ignored"))
     return Schema((*columns, *(Column(name, "int64", "behavior") for name in ("click", "buy"))), _LEVELS)
 
 
@@ -100,8 +101,11 @@ def _join(read_users: Callable[[str], SideTable], batch: SourceBatch) -> Mapping
     folder, name = os.path.split(batch.file)
     users = read_users(os.path.join(folder, name.replace("sample_skeleton", "common_features")))
     user = users.look_up(batch.rows.column("common_key"))
-    columns: dict[str, Any] = {name: batch.rows.column(name) for name in ("click", "buy")}
-    columns |= _parse(batch.rows.column("features"), _IMPRESSION)
+    click, buy = batch.rows.column("click"), batch.rows.column("buy")
+    unclicked = pc.and_(pc.equal(click, 0), pc.equal(buy, 1))
+    part = name.removeprefix("sample_skeleton_").removesuffix(".csv")
+    columns = {"click": click, "buy": buy, KEPT: pc.invert(pc.fill_null(unclicked, False))}
+    columns |= {"part": pa.repeat(part, len(click)), **_parse(batch.rows.column("features"), _IMPRESSION)}
     return columns | {_name(field): user.column(_name(field)) for field in (*_USER, *_HISTORIES)}
 
 
@@ -115,4 +119,5 @@ def open_source(path: str) -> PublicLog:
       The source.
     """
     files = _files(os.path.join(glob.escape(path), "**", "sample_skeleton_*.csv"), _SKELETON)
-    return PublicLog("Ali-CCP", files, _schema(), _open_maker, tuple(_SKELETON))
+    left_out = "purchases without a click"
+    return PublicLog("Ali-CCP", files, _schema(), _open_maker, tuple(_SKELETON), left_out=left_out)

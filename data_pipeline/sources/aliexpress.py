@@ -1,9 +1,9 @@
 """AliExpress search log (Li et al., 2020; terms of Tianchi data set 74690): impressions, clicks and purchases.
 
 A pair of CSV files without a header a country and part, `nl_user_train.csv` and `nl_item_train.csv`: a row of the first
-is a result page, of the second an item on it; both begin with the page's id. Columns have no names: `user_2` is the
-second of the user file. There are no micro or macro behaviors and no dates. An item whose page is missing keeps its
-impression, without the page's columns.
+is a result page, of the second an item on it; both begin with the page's id, which is of the country. Columns have no
+names: `user_2` is the second of the user file. There are no micro or macro behaviors and no dates, but a train and a test
+part. An item whose page is missing is left out.
 """
 
 import functools
@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.schema import Column, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
-from data_pipeline.sources.public import Maker, PublicLog, SideTable, from_data
+from data_pipeline.sources.public import KEPT, Maker, PublicLog, SideTable, from_data
 
 _USER = tuple(f"user_{i}" for i in range(2, 34))
 _ITEM = tuple(f"item_{i}" for i in range(2, 49))
@@ -36,7 +37,7 @@ def _schema() -> Schema:
             columns.append(Column(name, "string", hashing=from_data(), entity=entity))
         else:
             columns.append(Column(name, "float", entity=entity))
-    return Schema((*columns, Column(_LABEL, "int64", "behavior")), _LEVELS)
+    return Schema((*columns, Column("part", "string", "ignored"), Column(_LABEL, "int64", "behavior")), _LEVELS)
 
 
 def _files(path: str, names: tuple[str, ...]) -> TableFiles:
@@ -57,9 +58,12 @@ def _read_users(path: str) -> SideTable:
 def _join(read_users: Callable[[str], SideTable], batch: SourceBatch) -> Mapping[str, Any]:
     folder, name = os.path.split(batch.file)
     country, _, part = name.partition("_item_")
-    users = read_users(os.path.join(folder, f"{country}_user_{part}")).look_up(batch.rows.column(_KEY))
-    items = {name: batch.rows.column(name) for name in (_KEY, *_ITEM, _LABEL)}
-    return items | {name: users.column(name) for name in _USER} | {"country": pa.repeat(country, batch.rows.num_rows)}
+    page = batch.rows.column(_KEY)
+    users = read_users(os.path.join(folder, f"{country}_user_{part}")).look_up(page)
+    columns: dict[str, Any] = {name: batch.rows.column(name) for name in (*_ITEM, _LABEL)}
+    columns |= {name: users.column(name) for name in _USER}
+    columns |= {"country": pa.repeat(country, len(page)), "part": pa.repeat(part.removesuffix(".csv"), len(page))}
+    return columns | {_KEY: pc.binary_join_element_wise(country, page, ":"), KEPT: users.column(_KEY).is_valid()}
 
 
 def open_source(path: str) -> PublicLog:
@@ -73,4 +77,4 @@ def open_source(path: str) -> PublicLog:
     """
     names = (_KEY, *_ITEM, _LABEL)
     files = _files(os.path.join(glob.escape(path), "**", "*_item_*.csv"), names)
-    return PublicLog("AliExpress", files, _schema(), _open_maker, names)
+    return PublicLog("AliExpress", files, _schema(), _open_maker, names, left_out="items without their page")

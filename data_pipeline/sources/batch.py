@@ -1,6 +1,7 @@
 """Rows of a raw log as Arrow batches, with the place of each for error messages."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -35,12 +36,19 @@ class SourceBatch:
       first_row: Number of the first row in that file, from 0.
       rows: The raw columns; nulls are missing values.
       numbers: Numbers of the rows in that file, int [rows], where bad ones between them are left out; else None.
+      left_out: {why: how many} rows the source leaves out that stood between these.
     """
 
     file: str
     first_row: int
     rows: pa.RecordBatch
     numbers: np.ndarray | None = None
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """Numbers of the rows in the file, int64 [rows]."""
+        return np.arange(self.rows.num_rows) + self.first_row if self.numbers is None else self.numbers
 
     def number(self, row: int) -> int:
         """Returns the number in the file of a row of the batch."""
@@ -53,5 +61,4 @@ class SourceBatch:
 
     def filter(self, kept: np.ndarray) -> "SourceBatch":
         """Returns the rows that are kept, bool [rows]."""
-        numbers = np.arange(len(kept)) + self.first_row if self.numbers is None else self.numbers
-        return SourceBatch(self.file, self.first_row, self.rows.filter(pa.array(kept)), numbers[kept])
+        return SourceBatch(self.file, self.first_row, self.rows.filter(pa.array(kept)), self.row_numbers[kept])

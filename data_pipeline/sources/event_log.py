@@ -139,7 +139,7 @@ class EventLog:
             if write_visits(log, visits, _MEMORY_LIMIT, folder):
                 shown = EventTable(TableFiles(visits, "parquet"), _COLUMNS, has_behavior=False)
                 happened = EventTable(TableFiles(events, "parquet"), _COLUMNS, has_behavior=True)
-                join = EventJoin(shown, happened, self._windows(), (_HISTORY,))
+                join = EventJoin(shown, happened, self._windows(), (_HISTORY,), of_part=True)
                 reports.append(join_events(join, joined, _MEMORY_LIMIT))
                 yield from (self._finish(batch.rows) for batch in TableFiles(joined, "parquet").batches())
 

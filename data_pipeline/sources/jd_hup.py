@@ -3,7 +3,8 @@ r"""JD micro behaviors (Gu et al., WSDM 2020, "HUP"; research only): sessions of
 A session a line, tokens `sku+behavior+category+interval+dwell` between spaces. There are no impressions and no dates:
 each product of a session is a row, and clicked. Comments, specification and the bottom of the page are micro, the cart
 is macro, an order the conversion. What is known at the click are the product, its category, where the user came from
-(behaviors 1 to 5) and the products seen before in the session; intervals and dwell times are outcomes.
+(behaviors 1 to 5) and the products seen before in the session; intervals and dwell times are outcomes. A product that
+begins with another behavior is left out: its click came before the session, and that it is missing would tell the label.
 """
 
 import glob
@@ -19,7 +20,7 @@ from data_pipeline import storage
 from data_pipeline.records import list_lengths
 from data_pipeline.schema import VARIABLE, Column, Level, Schema
 from data_pipeline.sources.base import SourceBatch, TableFiles
-from data_pipeline.sources.public import Maker, PublicLog, from_data, windows
+from data_pipeline.sources.public import KEPT, Maker, PublicLog, from_data, row_names, windows
 
 _CODES = {"detail_comments": 6, "detail_specification": 7, "detail_bottom": 8, "cart": 9, "order": 10}
 _LAST_ENTRY = 5
@@ -56,13 +57,14 @@ def _make(batch: SourceBatch) -> Mapping[str, Any]:
     seen = np.minimum(first - (np.cumsum(lengths) - lengths)[session], _MOST_HISTORY)
     entry = clicks.column("behavior_first")
     return {
-        "session": _session_names(batch, session),
-        "entry": pc.if_else(pc.less_equal(entry, _LAST_ENTRY), entry, pa.scalar(None, pa.int64())),
+        "session": row_names(batch).take(pa.array(session)),
+        "entry": entry,
         "history": windows(sku, first - seen, seen),
         "sku": clicks.column("sku"),
         "category": clicks.column("category_first"),
         "click": np.ones(len(session), np.int64),
         **{name: clicks.column(f"{name}_max") for name in _CODES},
+        KEPT: pc.less_equal(entry, _LAST_ENTRY),
     }
 
 
@@ -73,11 +75,6 @@ def _first_of_each(session: np.ndarray, sku: pa.Array, behavior: pa.Array, categ
     columns |= {name: pc.cast(pc.equal(behavior, code), pa.int64()) for name, code in _CODES.items()}
     found = [("place", "min"), ("behavior", "first"), ("category", "first"), *((name, "max") for name in _CODES)]
     return pa.table(columns).group_by(["session", "sku"], use_threads=False).aggregate(found)
-
-
-def _session_names(batch: SourceBatch, session: np.ndarray) -> pa.Array:
-    lines = pc.cast(pa.array(session + batch.first_row), pa.string())
-    return pc.binary_join_element_wise(os.path.basename(batch.file), lines, ":")
 
 
 def _open_maker() -> Maker:
@@ -95,4 +92,5 @@ def open_source(path: str) -> PublicLog:
     """
     pattern = glob.escape(path) if storage.is_file(path) else os.path.join(glob.escape(path), "**", "JD_*")
     files = TableFiles(pattern, "csv", (("tokens", pa.string()),), ("tokens",), delimiter="\x01")
-    return PublicLog("JD micro behaviors", files, _schema(), _open_maker, ("tokens",), expands=True)
+    left_out = "products of a session without the click that led to them"
+    return PublicLog("JD micro behaviors", files, _schema(), _open_maker, ("tokens",), expands=True, left_out=left_out)

@@ -25,6 +25,7 @@ from data_pipeline.sources.public import (
     SideTable,
     from_data,
     last_values,
+    row_names,
     split_numbers,
     whole_numbers,
 )
@@ -41,7 +42,7 @@ _LEVELS = (
 
 def _schema() -> Schema:
     columns = [
-        Column("search", "int64", "group"),
+        Column("search", "string", "group"),
         Column("terms", "int64", "feature", VARIABLE, _MOST_TERMS, from_data(), entity="user"),
         Column("history", "int64", "feature", VARIABLE, _MOST_HISTORY, from_data(table="wid"), entity="user"),
     ]
@@ -64,7 +65,7 @@ def _join(products: SideTable, batch: SourceBatch) -> Mapping[str, Any]:
     searches = pa.array(np.repeat(np.arange(len(lengths)), lengths))
     product = products.look_up(candidates.flatten())
     return {
-        "search": pc.add(searches, batch.first_row),
+        "search": row_names(batch).take(searches),
         "terms": split_numbers(query, "\x18").take(searches),
         "history": last_values(split_numbers(history, "_"), _MOST_HISTORY).take(searches),
         "wid": candidates.flatten(),

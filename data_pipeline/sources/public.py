@@ -23,6 +23,9 @@ from hm3_tf.errors import DataError
 Maker = Callable[[SourceBatch], Mapping[str, Any]]
 """Makes the columns of a schema, Arrow or NumPy arrays of one length, from a raw batch."""
 
+KEPT = "kept"
+"""Name of what a maker makes beside them where a log leaves rows out: bool, of the same length."""
+
 _NOT_SIZED = 2
 _NOT_MADE = (KeyError, TypeError, pa.ArrowException)  # a DataError is of a table that is joined, and ends it
 
@@ -93,6 +96,7 @@ class PublicLog:
       open_maker: Reads the tables that are joined to the rows and returns what makes the columns of the schema.
       columns: The raw columns that are read.
       expands: Whether a raw row holds several impressions.
+      left_out: What the rows are that `KEPT` leaves out; empty where there are none.
     """
 
     name: str
@@ -101,6 +105,7 @@ class PublicLog:
     open_maker: Callable[[], Maker]
     columns: tuple[str, ...]
     expands: bool = False
+    left_out: str = ""
 
     @property
     def inferred(self) -> frozenset[str]:
@@ -119,12 +124,19 @@ class PublicLog:
           DataError: A file of the layout is missing or cannot be read.
         """
         make, done = self.open_maker(), dict[str, int]()
-        names = [column.name for column in self.schema.columns]
+        names = [*(column.name for column in self.schema.columns), *([KEPT] if self.left_out else [])]
         for batch in self.files.batches(list(self.columns), bad):
             for part, rows in made_rows(self.name, make, batch, names, bad):
                 first_row = done.setdefault(part.file, part.first_row)
-                yield SourceBatch(part.file, first_row, rows) if self.expands else dataclasses.replace(part, rows=rows)
+                made = SourceBatch(part.file, first_row, rows) if self.expands else dataclasses.replace(part, rows=rows)
+                yield self._kept(made) if self.left_out else made
                 done[part.file] += rows.num_rows
+
+    def _kept(self, batch: SourceBatch) -> SourceBatch:
+        kept = batch.rows.column(KEPT).to_numpy(zero_copy_only=False)
+        rows = batch.rows.drop_columns(KEPT)
+        left_out = {self.left_out: int(np.count_nonzero(~kept))}
+        return dataclasses.replace(dataclasses.replace(batch, rows=rows).filter(kept), left_out=left_out)
 
     def parts(self) -> list["PublicLog"]:
         """Returns the log in stretches, see `TableFiles`."""
@@ -136,7 +148,7 @@ class PublicLog:
         Raises:
           DataError: As `batches`.
         """
-        if self.expands or bad is not None:
+        if self.expands or self.left_out or bad is not None:
             return sum(batch.rows.num_rows for batch in self.batches(bad))
         return self.files.count_rows()
 
@@ -199,6 +211,11 @@ def _comparable(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
         return pc.fill_null(pc.cast(keys, pa.int64()), MISSING_INT64).to_numpy()
     texts = pc.fill_null(pc.cast(keys, pa.binary()), MISSING_STRING)
     return texts.to_numpy(zero_copy_only=False).astype("S")
+
+
+def row_names(batch: SourceBatch) -> pa.Array:
+    """Returns a text for each row of a batch that no row of another file has, `file:number`."""
+    return pc.binary_join_element_wise(os.path.basename(batch.file), pc.cast(batch.row_numbers, pa.string()), ":")
 
 
 def windows(values: pa.Array, starts: np.ndarray, lengths: np.ndarray) -> pa.ListArray:

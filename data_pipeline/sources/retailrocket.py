@@ -50,6 +50,8 @@ class _Property:
 
     def at(self, items: pa.Array, times: pa.Array) -> pa.Array:
         """Returns the value of each item at a time, null where it has none yet."""
+        if not len(self.keys):
+            return pa.nulls(len(items), pa.int64())
         wanted = _keys(items, times)
         places = np.searchsorted(self.keys, wanted, side="right") - 1
         known = (places >= 0) & (self.keys["item"][places] == wanted["item"])

@@ -40,11 +40,18 @@ def _define(values: flags.FlagValues, _arguments: Sequence[str]) -> None:
         values,
         "split",
         "fraction:0.8,0.1,0.1",
-        "date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY or fraction:TRAIN,VALIDATION,TEST.",
+        "date:FIRST_VALIDATION_DAY,FIRST_TEST_DAY[,FIRST_DAY_LEFT_OUT], fraction:TRAIN,VALIDATION,TEST, "
+        "groups:TRAIN,VALIDATION,TEST (rows of one value of --split_column stay together), or column (--split_column names "
+        "the split).",
     )
-    string(values, "split_column", "date", "Column of dates, for --split=date:... and --shard_by_day.")
+    string(
+        values,
+        "split_column",
+        "date",
+        "Column of dates, for --split=date:... and --shard_by_day; of groups; or of the splits' names.",
+    )
     flags.DEFINE_bool("shard_by_day", False, "Whether each day has shards of its own.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Seed of a split by fractions.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of a split by fractions or groups.", lower_bound=0, flag_values=values)
     define_processes(values)
     choice(values, "engine", "local", ("local", "ray"), "local: this machine; ray: a Ray cluster, a task a part.")
     define_bad_records(values)
@@ -64,8 +71,8 @@ def _run(values: flags.FlagValues) -> None:
     refuse_idle_address(values)
     rule = parse_split(values.split, values.split_column, values.seed)
     ignored = values.ignore
-    if schema is None and values.behaviors and (values.shard_by_day or values.split.startswith("date:")):
-        # A day to come is one that training never saw.
+    if schema is None and values.behaviors and (values.shard_by_day or values.split.startswith(("date:", "column"))):
+        # A day to come is one that training never saw, and the name of a split tells nothing of a row.
         ignored = f"{ignored},{values.split_column}"
     source = open_source(
         values.source, storage.absolute(values.input), schema, values.behaviors, values.groups, ignored

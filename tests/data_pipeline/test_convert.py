@@ -7,15 +7,16 @@ import sys
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from data_pipeline import schema as schemas
-from data_pipeline.convert import SPLITS
 from data_pipeline.folder import DataFolder
 from data_pipeline.records import RECORD_FORMATS
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
-from data_pipeline.split_rules import DateColumn
+from data_pipeline.split_rules import SPLITS, DateColumn
 from data_pipeline.statistics import from_json
+from hm3_tf.cli import _status
 from hm3_tf.errors import ConfigError, DataError, Hm3Error
 from tests.data_pipeline.conftest import COLUMNS, FIRST_ID, LEVELS, SCHEMA, convert_rows, make_rows, read_stored
 
@@ -201,6 +202,27 @@ def test_a_date_split_writes_each_row_to_its_split(tmp_path):
         expected = [FIRST_ID + i for i in range(300) if EXPECTED[i % 5] == code]
         assert read_stored(tmp_path / "out" / name, COLUMNS)["row_id"].tolist() == expected
         assert statistics[name].rows == len(expected)
+
+
+def test_rows_from_the_last_date_on_are_left_out_and_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "data_pipeline")
+    rows = make_rows(300) | {"date": [DAYS[i % 5] for i in range(300)]}
+    statistics = convert_rows(tmp_path / "out", rows, split="date:2022-05-02,2022-05-03,2022-05-04")
+    assert [split.rows for split in statistics.values()] == [120, 60, 60]
+    assert read_stored(tmp_path / "out" / "test", COLUMNS)["row_id"].tolist() == list(
+        range(FIRST_ID + 2, FIRST_ID + 300, 5)
+    )
+    assert "convert: 60 rows left out: of the last date of --split or later" in caplog.messages
+
+
+@pytest.mark.parametrize("split", ["column", "date:2022-05-02,2022-05-03"])
+def test_the_column_that_splits_a_table_is_no_feature(tmp_path, split):
+    parts = {"column": ["train", "test"], "date:2022-05-02,2022-05-03": [20220501, 20220503]}[split]
+    table = pa.table({"user": [1, 2], "part": parts, "click": [1, 0], "buy": [0, 0]})
+    pa.parquet.write_table(table, tmp_path / "log.parquet")
+    paths = [f"--input={tmp_path}/log.parquet", f"--output_dir={tmp_path}/data", "--source=parquet"]
+    assert _status(["convert", *paths, "--behaviors=click,buy", f"--split={split}", "--split_column=part"]) == 0
+    assert [column.name for column in DataFolder.open(f"{tmp_path}/data").schema.inputs] == ["user"]
 
 
 def test_the_days_of_a_log_name_the_shards_of_each_split(tmp_path):

@@ -53,15 +53,26 @@ def event_table(rows, key=INT64):
     return pa.table({**key_columns(rows, key), "behavior": pa.array([row.behavior for row in rows], pa.string())})
 
 
-def join(folder, impressions, events, *, columns=COLUMNS, windows=WINDOWS, histories=HISTORIES, memory_limit="1GiB"):
-    """Joins tables or rows, and returns (joined table, report)."""
+def join(
+    folder,
+    impressions,
+    events,
+    *,
+    columns=COLUMNS,
+    windows=WINDOWS,
+    histories=HISTORIES,
+    memory_limit="1GiB",
+    of_part=True,
+):
+    """Joins tables or rows, in which any behavior may be missing, and returns (joined table, report)."""
     impressions = impressions if isinstance(impressions, pa.Table) else shown_table(impressions)
     events = events if isinstance(events, pa.Table) else event_table(events)
     for name, rows in (("impressions", impressions), ("events", events)):
         os.makedirs(folder / name, exist_ok=True)
         pq.write_table(rows, folder / name / "0.parquet")
     tables = folder / "impressions", folder / "events"
-    report = join_events(event_join(*tables, columns, windows, histories), str(folder / "joined"), memory_limit)
+    whole = event_join(*tables, columns, windows, histories)
+    report = join_events(dataclasses.replace(whole, of_part=of_part), str(folder / "joined"), memory_limit)
     return pq.read_table(folder / "joined"), report
 
 
@@ -302,6 +313,20 @@ def test_a_bad_table_is_named_and_nothing_is_written(tmp_path, impressions, even
     shown = {name: values[: len(next(iter(impressions.values()), GOOD["user"]))] for name, values in GOOD.items()}
     shown = {name: values for name, values in {**shown, **impressions}.items() if name != without}
     assert message in error_of(tmp_path, pa.table(shown), pa.table({**GOOD_EVENTS, **events}))
+
+
+@pytest.mark.parametrize(
+    ("windows", "histories", "message"),
+    [
+        ("click:1s,by:1d", "", "'by' of --window, found none; did you mean 'buy'?"),
+        ("click:1s", "clik:5", "'clik' of --history, found none; did you mean 'click'?"),
+        ("click:1s,favorite:1d", "", "'favorite' of --window, found none; known: buy, click"),
+    ],
+)
+def test_a_behavior_that_never_occurs_is_refused(tmp_path, windows, histories, message):
+    wanted = {"windows": parse_windows(windows), "histories": parse_histories(histories), "of_part": False}
+    tables = pa.table(GOOD), pa.table(GOOD_EVENTS)
+    assert f"expected events of the behavior {message}" in error_of(tmp_path, *tables, **wanted)
 
 
 def test_integer_times_need_a_unit_that_they_fit(tmp_path):

@@ -16,14 +16,14 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.bad_records import BadRecords
-from data_pipeline.convert import SPLITS, convert
+from data_pipeline.convert import convert
 from data_pipeline.processes import process_pool
 from data_pipeline.ray_tasks import ray_tasks
 from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources import base, open_source
 from data_pipeline.sources.base import TableFiles, TableSource
 from data_pipeline.sources.simulated import SimulatedSource, day_split
-from data_pipeline.split_rules import FractionRule, parse_split
+from data_pipeline.split_rules import SPLITS, FractionRule, parse_split
 from hm3_tf.errors import DataError, Hm3Error
 from hm3_tf.ray_session import connected
 from tests.data_pipeline.conftest import COLUMNS, SCHEMA, make_rows, read_stored, to_batch

@@ -16,10 +16,13 @@ import pyarrow.parquet
 import pytest
 import tensorflow as tf
 
+from data_pipeline.bad_records import BadRecords
+from data_pipeline.convert import convert
 from data_pipeline.folder import DataFolder
 from data_pipeline.read import Reader
 from data_pipeline.sources import PUBLIC_LOGS, base, event_log, kuairand, open_source
 from data_pipeline.sources.public import SideTable, last_values, split_numbers, whole_numbers, windows
+from data_pipeline.split_rules import ColumnRule, FractionRule
 from data_pipeline.validate import validate_sample
 from hm3_tf import build_model, train
 from hm3_tf.cli import _status
@@ -49,14 +52,16 @@ def aliexpress():
             values = {f"item_{c}": f"c{c}" if f"item_{c}" in texts else c + i / 4 for c in range(2, 49)}
             label = rng.randrange(3)
             items.append([page, *values.values(), label])
-            of_page = pages.get(page, [""] * 32)
+            if page not in pages:
+                continue
+            of_page = pages[page]
             rows.append(
                 {
-                    "search_id": page.encode(),
-                    "country": country.encode(),
+                    "search_id": f"{country}:{page}".encode(),
+                    **{"country": country.encode(), "part": kind.encode()},
                     "user_3": of_page[1].encode(),
                     "user_33": of_page[31].encode(),
-                    "user_9": math.nan if page == "404" else float(of_page[7]),
+                    "user_9": float(of_page[7]),
                     "item_42": b"c42",
                     "item_48": 48 + i / 4,
                     "label": label,
@@ -179,10 +184,13 @@ def aliccp():
             features = [("205", BIG + i, 1), ("210", 3, 1.0), ("508", 9, 2.3), ("210", 4, 1.0), ("999", 1, 1)]
             features = [] if i == 5 else features
             impressions.append([i, click, buy, key, len(features), entries(features)])
+            if (click, buy) == (0, 1):
+                continue
             rows.append(
                 {
                     **{"click": click, "buy": buy, "field_205": BIG + i if features else GONE},
                     **{"field_210": 3 if features else GONE, "field_206": GONE, "field_301": GONE},
+                    "part": part.encode(),
                     "field_101": BIG + len(part) if key in histories else GONE,
                     "field_109_14": filled(histories.get(key, []), 50),
                     "field_150_14": filled([], 50),
@@ -206,7 +214,14 @@ def jdsearch():
         searches.append(["\x18".join(map(str, terms)), *lists, "CLICK", "0_5"])
         for wid, label in zip(wids, labels):
             brand, *categories, shop = [GONE if v == "" else v for v in products.get(wid, [""] * 6)]
-            row = {"search": i, "wid": wid, "label": label, "brand_id": brand, "shop_id": shop}
+            file, number = ("user_behavior_data_2.txt", i - 4) if i > 3 else ("user_behavior_data.txt", i)
+            row = {
+                "search": f"{file}:{number}".encode(),
+                "wid": wid,
+                "label": label,
+                "brand_id": brand,
+                "shop_id": shop,
+            }
             row |= {f"cate_id_{level}": category for level, category in enumerate(categories, 1)}
             rows.append(row | {"terms": filled(terms, 16), "history": filled(history[-50:], 50)})
     names = [f"{word}_{level}" for level in range(1, 5) for word in ("cate_id", "cate_name")]
@@ -215,7 +230,9 @@ def jdsearch():
     for wid, (brand, *categories, shop) in products.items():
         names = [cell for category in categories for cell in (category, "x")]
         table.append([wid, 'a "name', brand, "x", *names, shop])
-    files = {"user_behavior_data.txt": lines([[*header.split(), "history_time_list"], *searches], "\t")}
+    heads = [*header.split(), "history_time_list"]
+    files = {"user_behavior_data.txt": lines([heads, *searches[:4]], "\t")}
+    files["user_behavior_data_2.txt"] = lines([heads, *searches[4:]], "\t")
     files["product_meta_data.txt"] = lines([meta, *table], "\t")
     least = {"click": 1, "d_ma": 2, "purchase": 3}
     levels = {name: [row["label"] >= value for row in rows] for name, value in least.items()}
@@ -223,24 +240,36 @@ def jdsearch():
     return Written(files, rows, levels, of_item)
 
 
+HUP_LABELS = {"detail_comments": "6", "detail_specification": "7", "detail_bottom": "8", "cart": "9", "order": "10"}
+
+
+def hup_sessions(rng, count, tokens, skus):
+    """Returns sessions in the layout of HUP, of some random tokens each."""
+    sessions = [[(BIG + rng.randrange(skus), rng.randrange(1, 11)) for _ in range(tokens(i))] for i in range(count)]
+    return "".join(
+        " ".join(f"{sku}+{behavior}+{sku % 7}+3+4" for sku, behavior in session) + " " * (i % 4) + "\n"
+        for i, session in enumerate(sessions)
+    )
+
+
 def jd_hup():
-    rng, files, rows = random.Random(6), {}, []
-    names = {6: "detail_comments", 7: "detail_specification", 8: "detail_bottom", 9: "cart", 10: "order"}
-    for file in ("Appliances/JD_Applicances", "Computers/JD_Computers"):
-        text = ""
-        for session in range(4):
-            tokens = [(BIG + rng.randrange(6), rng.randrange(1, 11)) for _ in range([1, 9, 30, 4][session])]
-            text += " ".join(f"{sku}+{behavior}+{sku % 7}+3+4" for sku, behavior in tokens) + " " * session + "\n"
-            seen = {}
-            for place, (sku, behavior) in enumerate(tokens):
-                seen.setdefault(sku, (place, behavior, set()))[2].add(behavior)
-            for sku, (place, behavior, all_behaviors) in seen.items():
-                before = [sku for sku, _ in tokens[max(0, place - 20) : place]]
-                row = {"session": f"{Path(file).name}:{session}".encode(), "sku": sku, "category": sku % 7, "click": 1}
-                row |= {name: int(code in all_behaviors) for code, name in names.items()}
-                rows.append(row | {"entry": behavior if behavior < 6 else GONE, "history": filled(before, 20)})
-        files[file] = text
-    levels = {"click": [1 for _ in rows], "d_mi": [any(row[names[i]] for i in (6, 7, 8)) for row in rows]}
+    rng, rows = random.Random(6), []
+    files = {
+        file: hup_sessions(rng, 4, [1, 9, 30, 4].__getitem__, 6)
+        for file in ("Appliances/JD_Applicances", "Computers/JD_Computers")
+    }
+    for file, text in files.items():
+        for number, line in enumerate(text.splitlines()):
+            skus = re.findall(r"(\d+)\+\d+\+\d+\+3\+4", line)
+            for sku in dict.fromkeys(skus):
+                before = [int(other) for other in skus[: skus.index(sku)]]
+                entry, *others = re.findall(rf"\b{sku}\+(\d+)", line)
+                if entry not in HUP_LABELS.values():
+                    row = {"session": f"{Path(file).name}:{number}".encode(), "sku": int(sku), "category": int(sku) % 7}
+                    row |= {name: int(code in others) for name, code in HUP_LABELS.items()}
+                    rows.append(row | {"click": 1, "entry": int(entry), "history": filled(before[-20:], 20)})
+    micro = [name for name in HUP_LABELS if name.startswith("detail")]
+    levels = {"click": [1 for _ in rows], "d_mi": [any(row[name] for name in micro) for row in rows]}
     levels |= {"d_ma": [row["cart"] for row in rows], "purchase": [row["order"] for row in rows]}
     return Written(files, rows, levels, {"sku", "category", "entry"})
 
@@ -257,6 +286,11 @@ WRITERS = {
 def write_log(name, folder, **changes):
     """Writes the files of a log, see `Written.write`, and returns the folder."""
     return WRITERS[name]().write(folder, **changes)
+
+
+def open_rows(name, path, bad=None):
+    """Returns the rows of a log in a folder, each a dict."""
+    return [row for batch in open_source(name, str(path)).batches(bad) for row in batch.rows.to_pylist()]
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -474,6 +508,61 @@ def test_a_compressed_file_of_sessions_is_read_as_it_is(tmp_path):
     assert (row["sku"], row["entry"], row["history"], row["cart"], row["order"]) == (7, 5, [], 0, 1)
 
 
+def test_no_input_of_sessions_tells_by_itself_what_happened_to_a_product(tmp_path):
+    (tmp_path / "JD_Computers").write_text(hup_sessions(random.Random(0), 200, lambda _: 40, 30))
+    (batch,) = open_source("jd_hup", str(tmp_path)).batches()
+    rows = batch.rows.to_pylist()
+    assert len(rows) > 1_000
+    for name in ("entry", "sku", "category", "history"):
+        happened = collections.defaultdict(list)
+        for row in rows:
+            value = len(row[name]) if name == "history" else row[name]
+            happened[value].append(any(row[label] for label in HUP_LABELS))
+        for value, flags in happened.items():
+            assert len(flags) < 30 or 0 < sum(flags) < len(flags), (name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "why"),
+    [
+        ("aliexpress", 3, "items without their page"),
+        ("aliccp", 6, "purchases without a click"),
+        ("jd_hup", 19, "products of a session without the click that led to them"),
+    ],
+)
+def test_rows_that_a_source_leaves_out_are_counted(tmp_path, caplog, name, count, why):
+    caplog.set_level("INFO", "data_pipeline")
+    source = open_source(name, write_log(name, tmp_path))
+    convert(source, str(tmp_path / "data"), FractionRule((0.5, 0.2, 0.3), 0))
+    assert f"convert: {count} rows left out: {why}" in caplog.messages
+
+
+@pytest.mark.parametrize("name", ["aliccp", "aliexpress"])
+def test_a_log_with_parts_is_split_into_them(tmp_path, name):
+    splits = convert(open_source(name, write_log(name, tmp_path)), str(tmp_path / "data"), ColumnRule("part"))
+    parts = collections.Counter(row["part"] for row in WRITERS[name]().rows)
+    assert {split: found.rows for split, found in splits.items()} == {
+        "train": parts[b"train"],
+        "validation": 0,
+        "test": parts[b"test"],
+    }
+
+
+@pytest.mark.parametrize(("name", "column"), [("jd_hup", "session"), ("jdsearch", "search")])
+def test_a_session_keeps_its_number_when_a_line_before_it_is_skipped(tmp_path, name, column):
+    path = (
+        Path(write_log(name, tmp_path))
+        / {"jd_hup": "Computers/JD_Computers", "jdsearch": "user_behavior_data.txt"}[name]
+    )
+    lines = path.read_text().splitlines(keepends=True)
+    broken = {"jd_hup": 1, "jdsearch": 2}[name]
+    expected = [row[column] for row in open_rows(name, tmp_path) if not row[column].endswith(f"{path.name}:1")]
+    lines[broken] = "\x01\t" + lines[broken]
+    path.write_text("".join(lines))
+    bad = BadRecords(1)
+    assert [row[column] for row in open_rows(name, tmp_path, bad)] == expected and len(bad) == 1
+
+
 def test_a_large_event_log_is_joined_in_parts_of_its_users(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "data_pipeline")
     path, found = write_log("taobao", tmp_path), []
@@ -484,6 +573,18 @@ def test_a_large_event_log_is_joined_in_parts_of_its_users(tmp_path, monkeypatch
     assert users != [row["user_id"] for row in found[0]]
     assert sorted(map(str, found[0])) == sorted(map(str, found[1]))
     assert caplog.messages[0] == caplog.messages[1]
+
+
+def test_a_property_that_no_item_has_is_missing(tmp_path):
+    changes = {f"item_properties_part{part}": (",available,", ",sold out,") for part in (1, 2)}
+    rows = open_rows("retailrocket", write_log("retailrocket", tmp_path, **changes))
+    assert {row["available"] for row in rows} == {None} < {row["category_id"] for row in rows}
+
+
+def test_an_event_log_in_which_nobody_bought_is_read(tmp_path):
+    (tmp_path / "UserBehavior.csv").write_text("1,2,3,pv,1511600000\n")
+    (row,) = open_rows("taobao", tmp_path)
+    assert (row["item_id"], row["click"], row["cart"], row["purchase"]) == (2, 1, 0, 0)
 
 
 @pytest.mark.parametrize("lines", [[], ["1,2,3,cart,1511600000"]])

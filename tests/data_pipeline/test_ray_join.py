@@ -1,5 +1,6 @@
 """The event join on Ray: the files, rows, report and errors of the join in one process."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -9,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline import ray_join
 from data_pipeline.event_engine import History, Window
-from data_pipeline.event_join import join_events
+from data_pipeline.event_join import JoinReport, join_events
 from data_pipeline.ray_join import join_on_ray
 from hm3_tf.errors import DataError, Hm3Error, UsageError
 from hm3_tf.ray_session import connected
@@ -72,10 +74,14 @@ def change(path, **columns):
     pq.write_table(table, path)
 
 
-@pytest.mark.parametrize("kind, limit", [(DataError, "1GiB"), (UsageError, "lots"), (Hm3Error, "1KB")])
+@pytest.mark.parametrize(
+    "kind, limit", [(DataError, "1GiB"), (DataError, "2GiB"), (UsageError, "lots"), (Hm3Error, "1KB")]
+)
 def test_what_is_wrong_is_said_as_by_one_process_and_nothing_is_left(tmp_path, kind, limit):
     join = write_tables(tmp_path, int)
-    if kind is DataError:
+    if limit == "2GiB":
+        join = dataclasses.replace(join, histories=(History("views", 5),))
+    elif kind is DataError:
         change(tmp_path / "happened" / "1.parquet", item=lambda items: [None, *items[1:]])
     messages = []
     for run in (join_events, join_on_ray):
@@ -84,3 +90,17 @@ def test_what_is_wrong_is_said_as_by_one_process_and_nothing_is_left(tmp_path, k
         messages.append(re.sub(r"[\d.]+ [KM]iB", "", str(caught.value)))  # what DuckDB had used by then
     assert messages[0] == messages[1]
     assert sorted(os.listdir(tmp_path)) == ["happened", "shown"]
+
+
+def test_a_large_cluster_has_no_more_shares_than_can_be_written_at_once(tmp_path, monkeypatch, ray):
+    join, made = write_tables(tmp_path, int, rows=20_000, users=10**6), []
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3_000.0})
+
+    def split(shares, folder):
+        shares.split_impressions(3, 0)
+        made.extend(os.listdir(shares.path("impressions")))
+        return JoinReport(0, 0, {}, {}, {})
+
+    monkeypatch.setattr(ray_join, "_run", split)
+    join_on_ray(join, str(tmp_path / "joined"), "100MiB")
+    assert len(made) == 512

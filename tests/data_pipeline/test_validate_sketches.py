@@ -6,7 +6,7 @@ from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import roc_auc_score
 
 from data_pipeline.hashing import MISSING_INT64
-from data_pipeline.validate_clock import Times
+from data_pipeline.times import Times
 from data_pipeline.validate_sketches import (
     CategoryCounts,
     OrderCounts,
