@@ -97,11 +97,12 @@ def validate_sample(data: DataFolder, index: SplitIndex, inputs: Collection[str]
 
 def _sample(index: SplitIndex, statistics: SplitStatistics | None) -> SplitIndex:
     """Returns blocks evenly spread over a split, as many as its rates ask for; the most where they are not known."""
-    rates = level_rates(statistics).values() if statistics else ()
-    rarest = min((min(rate, 1 - rate) for rate in rates if 0 < rate < 1), default=1.0 if statistics else 0.0)
-    rows = min(_SAMPLE_POSITIVES / rarest, _SAMPLE_MOST_ROWS) if rarest else _SAMPLE_MOST_ROWS
-    most = max(_SAMPLE_BLOCKS, math.ceil(len(index.blocks) * rows / max(index.rows, 1)))
-    chosen = np.unique(np.linspace(0, len(index.blocks) - 1, most).astype(np.int64))
+    rows = float(_SAMPLE_MOST_ROWS)
+    if statistics:
+        rarest = min((min(rate, 1 - rate) for rate in level_rates(statistics).values() if 0 < rate < 1), default=1)
+        rows = min(rows, _SAMPLE_POSITIVES / rarest)
+    blocks = max(_SAMPLE_BLOCKS, math.ceil(len(index.blocks) * rows / max(index.rows, 1)))
+    chosen = np.unique(np.linspace(0, len(index.blocks) - 1, blocks).astype(np.int64))
     return dataclasses.replace(index, blocks=index.blocks[chosen])
 
 

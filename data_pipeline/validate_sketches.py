@@ -174,9 +174,7 @@ class CategoryCounts:
     def __init__(self, labels: int, train: "CategoryCounts | None" = None) -> None:
         self._train = train
         self._cells = np.zeros((1 + labels, 2 * _SLOTS + 1), np.int64)  # the last one takes what fills lists up
-        self._scored: np.ndarray | None = (
-            None  # rows by their scores, all and those of the label: [labels, 2, _RATE_BINS]
-        )
+        self._scored: np.ndarray | None = None  # rows of lists by score, all and the label's: [labels, 2, _RATE_BINS]
         self.seen = np.zeros(2**_SEEN_BITS, bool)
         self.present = self.unseen = 0
 
