@@ -8,6 +8,7 @@ from absl import flags
 
 from data_pipeline.bad_records import BAD_RECORDS_FILE, BadRecords
 from data_pipeline.labels import NESTING_POLICIES
+from hm3_tf.errors import UsageError
 from hm3_tf.verbs.shared import (
     choice,
     define_bad_records,
@@ -70,6 +71,11 @@ def _run(values: flags.FlagValues) -> None:
         schema = schemas.from_json(storage.read_text(values.schema, "check --schema"), values.schema)
     refuse_idle_address(values)
     rule = parse_split(values.split, values.split_column, values.seed)
+    if values.shard_by_day and not values.split.startswith(("date:", "fraction:")):
+        raise UsageError(
+            f"--shard_by_day: expected --split=date:... or fraction:..., got {values.split!r}, for which --split_column "
+            "names no days; leave one of them out"
+        )
     ignored = values.ignore
     if schema is None and values.behaviors and (values.shard_by_day or values.split.startswith(("date:", "column"))):
         # A day to come is one that training never saw, and the name of a split tells nothing of a row.

@@ -225,6 +225,14 @@ def test_the_column_that_splits_a_table_is_no_feature(tmp_path, split):
     assert [column.name for column in DataFolder.open(f"{tmp_path}/data").schema.inputs] == ["user"]
 
 
+def test_days_are_not_read_from_the_column_of_groups(tmp_path, capsys):
+    flags = ["--source=csv", "--input=log.csv", f"--output_dir={tmp_path}/data", "--shard_by_day"]
+    assert _status(["convert", *flags, "--split=groups:0.8,0.1,0.1", "--split_column=user"]) == 2
+    assert (
+        "--shard_by_day: expected --split=date:... or fraction:..., got 'groups:0.8,0.1,0.1'" in capsys.readouterr().err
+    )
+
+
 def test_the_days_of_a_log_name_the_shards_of_each_split(tmp_path):
     rows = make_rows(300) | {"date": [int(DAYS[i % 5].replace("-", "")) for i in range(300)]}
     convert_rows(tmp_path / "out", rows, split="date:2022-05-02,2022-05-03", days=DateColumn("date"))
