@@ -102,8 +102,8 @@ class BadRecords:
     def summary(self) -> str:
         """Returns how many there are, and what is lost with them, in a line."""
         unknown = sum(record.rows is None for record in self.records)
-        beside = f" and {unknown} stretches of unknown length" if unknown else ""
-        return f"{len(self):,} bad records skipped: {self.rows:,} rows{beside} lost"
+        beside = f", and those of {unknown:,} files or rests of files, which nobody knows" if unknown else ""
+        return f"{len(self):,} bad records skipped; lost: {self.rows:,} rows{beside}"
 
     def tell(self) -> None:
         """Logs the first of them and how many there are; nothing where there are none."""

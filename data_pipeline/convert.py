@@ -258,15 +258,19 @@ def _write_metadata(
       DataError: The training split is empty.
     """
     results = {name: part.statistics.result() for name, part in splits.items()}
+    if bad:
+        bad.tell()
     if not results["train"].rows:
         counts = {name: result.rows for name, result in results.items()}
-        raise DataError(f"--split: expected rows for the training split, got {counts}; check --input and --split")
+        skipped = f" ({bad.summary()})" if bad else ""
+        raise DataError(
+            f"--split: expected rows for the training split, got {counts}{skipped}; check --input and --split"
+        )
     for name, part in splits.items():
         write_index(storage.join(folder, name), record_format, part.shards)
     storage.write_text(storage.join(folder, STATISTICS_FILE), stats.to_json(results))
     if bad:
         storage.write_text(storage.join(folder, BAD_RECORDS_FILE), bad.to_jsonl())
-        bad.tell()
     schema = _size(source.schema, source, results["train"])
     storage.write_text(storage.join(folder, SCHEMA_FILE), schemas.to_json(schema))
     return results

@@ -298,7 +298,7 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except (duckdb.OutOfMemoryException, duckdb.IOException, pa.ArrowException) as error:
+    except (duckdb.OutOfMemoryException, duckdb.TransactionException, duckdb.IOException, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise Hm3Error(
             f"event join: expected room for its tables, got: {reason}; give it more memory (--memory_limit), or more disk "

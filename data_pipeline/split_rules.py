@@ -1,6 +1,7 @@
 """The split and the day of each row of a raw log."""
 
 import dataclasses
+import datetime
 from collections.abc import Callable
 from typing import Protocol
 
@@ -218,6 +219,11 @@ def _numbered_dates(values: np.ndarray) -> np.ndarray:
     return times.days.astype("datetime64[D]")
 
 
+def _day(text: str) -> np.datetime64:
+    """Returns the day of a flag, as 2022-05-02 or 20220502; raises ValueError where it is none."""
+    return np.datetime64(datetime.datetime.strptime(text.replace("-", ""), "%Y%m%d"), "D")
+
+
 def parse_split(text: str, column: str, seed: int) -> SplitRule:
     """Returns the rule of `--split`.
 
@@ -240,7 +246,7 @@ def parse_split(text: str, column: str, seed: int) -> SplitRule:
         if text == "column":
             return ColumnRule(column)
         if kind == "date" and len(parts) in (2, 3):
-            days = [np.datetime64(part.strip(), "D") for part in parts]
+            days = [_day(part.strip()) for part in parts]
             if days == sorted(days):
                 return ThresholdRule(column, *days)
         if kind in ("fraction", "groups") and len(parts) == 3:

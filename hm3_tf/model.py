@@ -13,7 +13,7 @@ from data_pipeline.statistics import SplitStatistics, no_statistics
 from hm3_tf.behavior_graph import IMPRESSION
 from hm3_tf.config import Config, checked
 from hm3_tf.designs import get_design
-from hm3_tf.errors import ConfigError, did_you_mean
+from hm3_tf.errors import ConfigError
 from hm3_tf.exchange import TableExchange
 from hm3_tf.features import Feature
 from hm3_tf.keras_metrics import TargetMetric
@@ -240,9 +240,9 @@ def _check_levels(method: Method, schema: Schema) -> None:
     for name in method.log_levels:
         if name not in levels:
             raise ConfigError(
-                f"method {method.name!r}: expected levels of the log, got {name!r}; {did_you_mean(name, levels)}; name the "
-                "levels so in the schema, or use a method whose levels the log has: "
-                f"{', '.join(fitting_methods(levels)) or 'none'}"
+                f"method {method.name!r}: expected levels of the log, got {name!r}, which is none of "
+                f"{', '.join(levels)}; use a method whose levels the log has ({', '.join(fitting_methods(levels)) or 'none'}), or "
+                "name the levels so in the schema"
             )
 
 

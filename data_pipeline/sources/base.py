@@ -424,13 +424,16 @@ def infer_schema(
     for name in [*sorted(behaviors), *groups, *ignored]:
         if name not in arrow.names:
             raise UsageError(
-                f"--behaviors, --groups, --ignore: expected a column of the log, got {name!r}; "
+                f"--behaviors, --groups, --ignore, --split_column: expected a column of the log, got {name!r}; "
                 f"{did_you_mean(name, arrow.names)}"
             )
     columns, inferred = [], set()
     for field in arrow:
         if field.name in groups and _is_float(field.type):
-            raise UsageError(f"--groups: expected a column of ids or text, got {field.name!r} of type {field.type}")
+            raise UsageError(
+                f"--groups: expected a column of ids or text, got {field.name!r} of type {field.type}; if these are ids, which "
+                "nulls made floats, say int64 in a --schema"
+            )
         if not _is_carried(field.type):
             if field.name in ignored:
                 continue  # cannot be written, and nobody reads it

@@ -96,7 +96,7 @@ def _run(values: flags.FlagValues) -> None:
             run=run,
         )
     if bad:
-        print(f"{bad.summary()}, see {BAD_RECORDS_FILE}")
+        print(f"bad records are listed in {storage.join(values.output_dir, BAD_RECORDS_FILE)}")
     print_splits(values.output_dir, splits)
     for role, columns in source.schema.roles().items():
         print(f"  {role:<10} {', '.join(f'{column.name} ({column.dtype})' for column in columns)}")

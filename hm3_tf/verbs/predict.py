@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from hm3_tf.errors import UsageError
 from hm3_tf.verbs.shared import choice, define_ray_address, define_split, open_split, refuse_idle_address
 from hm3_tf.verbs.verb import Verb
 
@@ -20,6 +21,8 @@ def _run(values: flags.FlagValues) -> None:
     from hm3_tf.workdir import open_workdir
 
     refuse_idle_address(values)
+    if values.output.endswith((".csv", ".tsv", ".json", ".txt", ".gz")):
+        raise UsageError(f"--output: expected a name that ends in .parquet, or that of a folder, got {values.output!r}")
     run = open_workdir(values.workdir)
     index = open_split(run, values)
     if values.engine == "ray":

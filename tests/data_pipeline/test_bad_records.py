@@ -22,7 +22,10 @@ def filled(most, *records):
 def test_stretches_count_as_their_records_and_as_one_where_nobody_knows():
     bad = filled(99, record(1), record(5, records=20, rows=20), record(40, records=None, rows=None))
     assert (len(bad), bad.rows) == (22, 21)
-    assert bad.summary() == "22 bad records skipped: 21 rows and 1 stretches of unknown length lost"
+    assert (
+        bad.summary()
+        == "22 bad records skipped; lost: 21 rows, and those of 1 files or rests of files, which nobody knows"
+    )
 
 
 def test_one_record_too_many_is_named():

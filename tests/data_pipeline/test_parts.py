@@ -17,7 +17,7 @@ import pytest
 
 from data_pipeline.bad_records import BadRecords
 from data_pipeline.convert import convert
-from data_pipeline.processes import process_pool
+from data_pipeline.processes import process_pool, run_here
 from data_pipeline.ray_tasks import ray_tasks
 from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources import base, open_source
@@ -202,7 +202,7 @@ def test_what_is_skipped_is_the_same_whatever_wrote_it(damaged, where, request, 
 
 @pytest.mark.parametrize("where", ["here", "pool", "ray"])
 def test_bad_records_are_bounded_over_all_parts_together(damaged, where, request, tmp_path):
-    run = map if where == "here" else request.getfixturevalue(where)
+    run = run_here if where == "here" else request.getfixturevalue(where)
     with pytest.raises(
         DataError, match=r"3.csv.gz: expected at most 5 bad records in all, got 6, the last one at row 0"
     ):

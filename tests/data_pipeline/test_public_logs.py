@@ -393,7 +393,7 @@ FOUND = {  # checks that training on all inputs warns of: labels by chance, side
     "tenrec": {"hierarchy", "missing"},
     "trendyol": {"hierarchy"},
     "wechat2021": {"hierarchy", "missing", "constant"},
-    "aliccp": {"hierarchy", "missing"},
+    "aliccp": {"missing"},
 }
 
 

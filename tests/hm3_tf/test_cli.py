@@ -232,7 +232,7 @@ def test_parquet_with_named_behaviors_converts_and_trains(command, tmp_path):
     assert status == 0 and "P(d_ma)" in output, error
     assert "--config=configs/hm3.py" not in output
     message = the_error(command("train", "--config=configs/hm3.py", *config, run[0], f"--workdir={tmp_path}/other"))
-    assert "expected levels of the log, got 'd_mi'; did you mean 'd_ma'" in message
+    assert "expected levels of the log, got 'd_mi', which is none of click, d_ma, purchase; use a method" in message
 
 
 def test_impressions_and_events_are_joined_and_converted(command, tmp_path):
