@@ -241,8 +241,8 @@ def _check_levels(method: Method, schema: Schema) -> None:
         if name not in levels:
             raise ConfigError(
                 f"method {method.name!r}: expected levels of the log, got {name!r}, which is none of "
-                f"{', '.join(levels)}; use a method whose levels the log has ({', '.join(fitting_methods(levels)) or 'none'}), or "
-                "name the levels so in the schema"
+                f"{', '.join(levels)}; use a method whose levels the log has "
+                f"({', '.join(fitting_methods(levels)) or 'none'}), or name the levels so in the schema"
             )
 
 

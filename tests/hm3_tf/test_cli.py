@@ -367,10 +367,12 @@ def test_a_folder_in_place_of_a_parquet_file_is_named_before_anything_is_predict
 
 
 def test_a_file_in_place_of_a_folder_is_named(command, data, workdir, tmp_path):
-    (tmp_path / "p.csv").write_text("mine")
-    arguments = [f"--workdir={workdir}", f"--data_dir={data.path}", f"--output={tmp_path}/p.csv"]
-    assert f"{tmp_path}/p.csv: expected a place that can be written" in the_error(command("predict", *arguments))
-    assert (tmp_path / "p.csv").read_text() == "mine"
+    (tmp_path / "p").write_text("mine")
+    arguments = [f"--workdir={workdir}", f"--data_dir={data.path}", f"--output={tmp_path}/p"]
+    assert f"{tmp_path}/p: expected a place that can be written" in the_error(command("predict", *arguments))
+    assert (tmp_path / "p").read_text() == "mine"
+    status, _, error = command("predict", *arguments[:2], f"--output={tmp_path}/p.csv")
+    assert status == 2 and "--output: expected a name that ends in .parquet" in error
 
 
 def test_predict_on_ray_needs_its_engine(command, workdir):
