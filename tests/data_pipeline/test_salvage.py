@@ -15,7 +15,7 @@ from data_pipeline.index import load_index
 from data_pipeline.records import RECORD_FORMATS
 from data_pipeline.salvage import sound_index
 from data_pipeline.schema import Column, Hashing, Level, Schema, to_json
-from data_pipeline.write import SplitWriter
+from data_pipeline.write import SplitWriter, write_index
 from hm3_tf.errors import DataError
 from tests.data_pipeline.conftest import example, flip_byte, to_batch, write_records
 
@@ -34,7 +34,7 @@ def written(tmp_path_factory):
         folders[record_format] = tmp_path_factory.mktemp(record_format)
         writer = SplitWriter(str(folders[record_format]), SCHEMA.columns, record_format, shard_rows=2_048)
         writer.write(to_batch({"id": list(range(ROWS)), "click": [0] * ROWS}, SCHEMA.columns))
-        writer.close()
+        write_index(str(folders[record_format]), record_format, writer.finish())
     return folders
 
 
