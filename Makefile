@@ -54,7 +54,7 @@ format: install
 
 # Each prints its figures; they are in benchmarks/results.md.
 bench: install
-	for name in reading training profile_step tables evaluation start optimizer metrics negatives simulating scaling converting event_join; do \
+	for name in reading training profile_step tables evaluation start optimizer metrics negatives simulating scaling converting validating event_join; do \
 	  echo "== $$name" && $(VENV)/bin/python benchmarks/$$name.py || exit 1; \
 	done
 
