@@ -24,7 +24,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 DOCTESTS = (
-    *("hm3_tf.behavior_graph", "hm3_tf.probability", "hm3_tf.metrics", "data_pipeline.sources.base"),
+    *("hm3_tf.behavior_graph", "hm3_tf.probability", "hm3_tf.metrics", "data_pipeline.sources.named_behaviors"),
     *("hm3_tf.experiment.measures", "hm3_tf.experiment.results", "data_pipeline.event_join"),
 )
 

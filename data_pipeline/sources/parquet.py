@@ -1,7 +1,8 @@
 """Logs in Parquet files, with a schema or with their behaviors named."""
 
 from data_pipeline.schema import Schema
-from data_pipeline.sources.base import Source, TableFiles, TableSource, infer_schema, parse_behaviors
+from data_pipeline.sources.base import Source, TableFiles, TableSource
+from data_pipeline.sources.named_behaviors import infer_schema, parse_behaviors
 from hm3_tf.errors import UsageError
 
 

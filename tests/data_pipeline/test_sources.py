@@ -18,7 +18,7 @@ from data_pipeline.hashing import hash_to_bucket
 from data_pipeline.schema import VARIABLE, Column, Hashing, Level, Schema
 from data_pipeline.simulate import SimulatedLog
 from data_pipeline.sources import base, open_source
-from data_pipeline.sources.base import parse_behaviors
+from data_pipeline.sources.named_behaviors import parse_behaviors
 from data_pipeline.sources.simulated import SimulatedSource, day_split
 from data_pipeline.split_rules import parse_split
 from hm3_tf.errors import DataError, UsageError
